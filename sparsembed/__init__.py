@@ -1,0 +1,64 @@
+"""Sparse updates of embedding tables at the speed of memory."""
+
+from typing import Any
+
+from . import initializers, rules
+from ._versions import show_versions
+from .bags import Bags
+from .functional import coalesce, gather, scatter_add
+from .gradient import RowGradient, clip_by_global_norm
+from .plan import Plan, plan
+from .pooling import per_sample_weights_gradient, pool, pool_gradient
+from .rules import (
+    FTRL,
+    LAMB,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    PartialRowwiseAdam,
+    RMSprop,
+    RowwiseAdagrad,
+    SparseAdam,
+)
+from .table import EmbeddingTable
+
+__version__ = "0.1.0"
+__all__ = [
+    "FTRL",
+    "LAMB",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Bags",
+    "EmbeddingTable",
+    "PartialRowwiseAdam",
+    "Plan",
+    "RMSprop",
+    "RowGradient",
+    "RowwiseAdagrad",
+    "SparseAdam",
+    "clip_by_global_norm",
+    "coalesce",
+    "gather",
+    "initializers",
+    "per_sample_weights_gradient",
+    "plan",
+    "pool",
+    "pool_gradient",
+    "reference",
+    "rules",
+    "scatter_add",
+    "show_versions",
+    "testing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the parts that need scipy.sparse when they are first used."""
+    if name in ("reference", "testing"):
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,90 @@
+"""What an array is: zero-copy views of the caller's arrays, and results of the caller's kind.
+
+No framework is imported to find out: an object can only be a torch tensor if torch has been
+imported already.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def kind_of(value: object) -> str:
+    """Return "torch", "jax" or "numpy" (everything else)."""
+    for name, attribute in (("torch", "Tensor"), ("jax", "Array")):
+        module = sys.modules.get(name)
+        if module is not None and isinstance(value, getattr(module, attribute, ())):
+            return name
+    return "numpy"
+
+
+def kind_of_either(weight: object, otherwise: str) -> str:
+    """Return the kind of a table, or another argument's where the table is plain NumPy."""
+    kind = kind_of(weight)
+    return otherwise if kind == "numpy" else kind
+
+
+def is_array(value: object) -> bool:
+    """Whether a value is an array of one dimension or more, rather than a number or a list."""
+    return getattr(value, "ndim", 0) > 0
+
+
+def as_array(value: Any, name: str) -> Array:
+    """View any array in host memory as a NumPy array, without a copy; lists become arrays."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: its mask would be ignored; fill it first")
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)  # drops memmap and other subclasses
+    if kind_of(value) == "torch":
+        if value.device.type != "cpu":
+            raise TypeError(f"{name} is on {value.device}, expected host memory; move it with .cpu()")
+        return np.asarray(value.detach())
+    if hasattr(value, "__cuda_array_interface__"):
+        raise TypeError(f"{name} is in CUDA memory, expected host memory; copy it to the host first")
+    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        return np.from_dlpack(value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # a ragged list
+        raise ValueError(f"{name} must be an array, got a {type(value).__name__} that is not one: {error}") from None
+
+
+def to_kind(result: Array, kind: str) -> Any:
+    """Hand a fresh array over as the caller's kind of array, without a copy.
+
+    Neither torch nor JAX knows read-only memory: such an array is copied.
+    """
+    if kind != "numpy" and not result.flags.writeable:
+        result = result.copy()
+    if kind == "torch":
+        return sys.modules["torch"].from_numpy(result)
+    if kind == "jax":
+        return sys.modules["jax"].dlpack.from_dlpack(result)
+    return result
+
+
+def freeze(value: Any) -> Any:
+    """Make an array, or the arrays in a list or tuple, read-only."""
+    if isinstance(value, np.ndarray):
+        value.setflags(write=False)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            freeze(each)
+    return value
+
+
+def read_only(array: Array) -> Array:
+    """Return a contiguous, aligned, read-only view (a copy only where it is neither).
+
+    Kernels take every input as read-only: one compiled version serves both kinds.
+    """
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned):
+        array = np.require(array, requirements=["C", "A"])
+    view = array.view()
+    view.setflags(write=False)
+    return view

@@ -1,0 +1,142 @@
+"""From a caller's gradients to what the kernels sum: checks, bags expanded, one plan."""
+
+from typing import Any
+
+import numpy as np
+
+from . import _launch, _memory
+from . import _validate as check
+from ._arrays import Array, read_only
+from ._lag import Lag
+from .bags import Bags
+from .gradient import RowGradient
+from .plan import Plan, as_plan
+
+
+def lookup_gradients(
+    plan: Plan, grad_out: Any, dim: int | None, table: Array | None, name: str = "grad_out"
+) -> _launch.Gradients:
+    """Check the gradients of a plan's lookups, and say where they lie."""
+    shapes = plan.shapes
+    several = plan.several
+    if several and not (isinstance(grad_out, list | tuple) and len(grad_out) == len(shapes)):
+        got = f"{len(grad_out)}" if isinstance(grad_out, list | tuple) else f"one {type(grad_out).__name__}"
+        raise ValueError(f"{name} must be a list of {len(shapes)} gradients, one per lookup in ids, got {got}")
+    parts = list(grad_out) if several else [grad_out]
+    dtype = None if table is None else table.dtype
+    grads = []
+    for i, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
+        grad = check.gradient(part, shape, dim, dtype, f"{name}[{i}]" if several else name)
+        dim = grad.shape[1]
+        grads.append(_apart(grad, table))
+    common = np.result_type(*grads)  # without a table, the widest decides
+    return _launch.Gradients([np.asarray(grad, common) for grad in grads], plan.counts)
+
+
+def pooled_gradients(
+    bags: list[Bags],
+    grad_out: list[Any],
+    mode: str,
+    num_rows: int,
+    padding: int,
+    table: Array | None,
+    dim: int | None,
+    dtype: Any,
+    lag: Lag | None = None,
+) -> tuple[Plan, _launch.Gradients]:
+    """Plan pooled lookups and check their gradients; `table` is what "max" compares."""
+    if len(grad_out) != len(bags):
+        raise ValueError(f"grad_out must be a list of {len(bags)} gradients, one per set of bags, got {len(grad_out)}")
+    several = len(bags) > 1
+    grads = []
+    for i, (part, each) in enumerate(zip(grad_out, bags, strict=True)):
+        grad = check.gradient(part, (each.num_bags,), dim, dtype, f"grad_out[{i}]" if several else "grad_out")
+        dim, dtype = grad.shape[1], grad.dtype
+        grads.append(_apart(grad, table))
+    if table is not None and dim != table.shape[1]:
+        raise ValueError(f"grad_out must have dim = {table.shape[1]} columns, got {dim}")
+    sorted_once = None if several else bags[0]._plan
+    plan = (
+        as_plan(sorted_once, num_rows) if sorted_once else Plan([each.ids for each in bags], num_rows, transient=True)
+    )
+    counts = [len(each.ids) for each in bags]
+    bag_of = np.empty(sum(counts), np.int32 if sum(map(len, bags)) < 2**31 else np.int64)
+    coefs = np.empty(sum(counts), grads[0].dtype)
+    winners, start = [], 0
+    for each, count in zip(bags, counts, strict=True):
+        part = slice(start, start + count)
+        weights = weights_of(each, coefs.dtype)
+        _launch.expand(each, weights, check.MODES[mode], padding, bag_of[part], coefs[part])
+        if mode == "max" and table is not None:
+            shape = (each.num_bags, table.shape[1])
+            winners.append(_launch.pool_max(table, each, padding, _memory.empty(shape, result_dtype(table)), lag))
+        start += count
+    if mode == "max":
+        return plan, _launch.Gradients(grads, counts, bag_of, None, winners[0])
+    if mode == "sum" and all(each.per_sample_weights is None for each in bags):
+        return plan, _launch.Gradients(grads, counts, bag_of)  # every factor is one
+    return plan, _launch.Gradients(grads, counts, bag_of, coefs)
+
+
+def max_gradient(
+    bags: list[Bags], grad_out: list[Any], table: Array, padding: int, lag: Lag | None = None
+) -> RowGradient:
+    """Gradient of several max-pooled lookups: winners are counted within each, so each is summed apart."""
+    if len(bags) != len(grad_out):
+        raise ValueError(f"grad_out must be a list of {len(bags)} gradients, one per set of bags, got {len(grad_out)}")
+    where = (len(table), padding, table, table.shape[1], table.dtype, lag)
+    pairs = [pooled_gradients([each], [grad], "max", *where) for each, grad in zip(bags, grad_out, strict=True)]
+    parts = [row_gradient(plan, grads, len(table), padding, "numpy") for plan, grads in pairs]
+    return sum(parts[1:], parts[0])
+
+
+def as_bags(bags: Any, grad_out: Any, num_rows: int, mode: Any) -> tuple[list[Bags], list[Any]]:
+    """Check one or several sets of bags; returns lists of them and of their gradients."""
+    parts, grads = (list(bags), grad_out) if isinstance(bags, list | tuple) else ([bags], [grad_out])
+    if not parts or not isinstance(grads, list | tuple):
+        raise ValueError("bags and grad_out must both be lists of one length, not empty, or neither a list")
+    for each in parts:
+        check_bags(each, num_rows, mode, None)
+    return parts, list(grads)
+
+
+def refuse_infinite(grads: _launch.Gradients, name: str) -> None:
+    """Refuse NaN and infinity in gradients, and in the factors that weights make."""
+    for array in grads.grads:
+        check.finite(array, name)
+    if grads.coefs is not None:
+        check.finite(grads.coefs, "the share of an id in its bag (per_sample_weights over its divisor)")
+
+
+def row_gradient(plan: Plan, grads: _launch.Gradients, num_rows: int, padding: int, kind: str) -> RowGradient:
+    """Sum gradients by row, leaving out the padding row."""
+    rows, values = plan.rows, _launch.segment_sum(plan, grads)
+    if padding >= 0 and (keep := rows != padding).sum() < len(rows):
+        rows, values = rows[keep], values[keep]
+    return RowGradient._make(rows, values, num_rows, kind)
+
+
+def check_bags(bags: Any, num_rows: int, mode: Any, padding_idx: Any) -> tuple[int, int]:
+    """Check bags, mode and padding; returns the mode's number and the padding id or -1."""
+    if not isinstance(bags, Bags):
+        raise TypeError(
+            f"bags must be a sparsembed.Bags, got {type(bags).__name__}; make one with se.Bags(ids, offsets)"
+        )
+    number = check.mode(mode, bags.per_sample_weights is not None)
+    check.in_range(bags.ids, num_rows, "bags.ids", bags.ids.shape)
+    return number, check.padding(padding_idx, num_rows)
+
+
+def weights_of(bags: Bags, dtype: Any) -> Array | None:
+    """The bags' weights in the dtype of the arithmetic."""
+    weights = bags.per_sample_weights
+    return None if weights is None else read_only(np.asarray(weights, dtype))
+
+
+def result_dtype(table: Array) -> np.dtype[Any]:
+    return np.dtype(np.float32) if table.dtype == np.float16 else table.dtype
+
+
+def _apart(grad: Array, table: Array | None) -> Array:
+    """Copy a gradient that shares the memory of the table which it will change."""
+    return grad.copy() if table is not None and np.may_share_memory(grad, table) else grad

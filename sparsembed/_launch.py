@@ -1,0 +1,263 @@
+"""How kernels are started: block sizes, scratch rows, and where gradients lie.
+
+Everything here has been validated; nothing here raises, short of memory running out.
+"""
+
+from math import gcd
+from typing import Any
+
+import numpy as np
+
+from . import _memory, _threads
+from ._arrays import Array
+from ._lag import Lag, padded
+from .bags import Bags
+from .kernels.cpu import catch_up, segment, update
+from .kernels.cpu import gather as gather_kernels
+from .kernels.cpu import pool as pool_kernels
+from .plan import Plan
+
+_BLOCK_BYTES = 1 << 19  # one claim of work: rows prefetched across its end warm the wrong core's cache
+_SERIAL_BYTES = 1 << 20  # below this, waking a thread costs more than it saves
+_STREAM_BYTES = 1 << 22  # outputs from here on are written past the cache
+_LINE = 64
+_LINES_AHEAD = 80
+_MAX_LINES = 16  # cache lines to prefetch of one row; hardware follows longer ones by itself
+
+
+def _blocks(count: int, bytes_each: float) -> tuple[int, int]:
+    """Return (number of blocks, items per block); results never depend on either."""
+    if count * bytes_each < _SERIAL_BYTES:
+        return 1, max(count, 1)
+    items = max(1, int(_BLOCK_BYTES / bytes_each))
+    return -(-count // items), items
+
+
+def _lines(*arrays: Array) -> int:
+    """Cache lines to prefetch of a row, from its address on.
+
+    A row that does not start on a line reaches into one more: NumPy's large arrays start 16 bytes
+    behind a line, and an SGD step whose gradients miss their fifth line takes 3 times as long.
+    """
+    lines = 0
+    for each in arrays:
+        row_bytes = each.shape[1] * each.itemsize
+        grain = gcd(_LINE, each.__array_interface__["data"][0], each.strides[0])  # rows start at multiples of it
+        lines = max(lines, -(-(_LINE - grain + row_bytes) // _LINE))
+    return min(lines, _MAX_LINES)
+
+
+def _fetch(grads: list[Array], weight: Array | None = None, slots: int = 0) -> tuple[int, int, int, int, int]:
+    """Return what to prefetch: table rows ahead, lines of one and of its state; gradient rows ahead, lines of one.
+
+    Cores track a limited number of cache lines: with 12 lines a row (SparseAdam, dim 64) 6 rows
+    ahead are best and 16 cost 20 %; with 4 (SGD) 16 are best and 6 cost 25 %.
+    """
+    lines, state_lines, grad_lines = 0, 0, _lines(*grads)
+    if weight is not None:
+        lines = _lines(weight)
+        state_lines = slots * min(-(-weight.shape[1] * weight.itemsize // _LINE), _MAX_LINES)
+    rows = _LINES_AHEAD // max(lines + state_lines, 1)
+    return min(max(rows, 2), 16), lines, state_lines, min(max(_LINES_AHEAD // grad_lines, 2), 16), grad_lines
+
+
+def _scratch(num_blocks: int, width: int, dtype: Any) -> Array:
+    """Return zeros (threads, width): room for one row of arithmetic each."""
+    if num_blocks == 1:
+        return np.zeros((1, width), dtype)
+    return _memory.zeros((_threads.num_threads(), width), dtype)
+
+
+class Gradients:
+    """Where the gradient of each occurrence lies; see `kernels.cpu.segment`.
+
+    Parameters
+    ----------
+    grads : list of arrays (m, dim), contiguous
+        One per lookup, or per set of bags.
+    counts : list of int
+        Occurrences in each.
+    bags, coefs, winners : arrays or None
+        For pooled lookups.
+    """
+
+    def __init__(
+        self,
+        grads: list[Array],
+        counts: list[int],
+        bags: Array | None = None,
+        coefs: Array | None = None,
+        winners: Array | None = None,
+    ) -> None:
+        self.grads = grads  # kept alive here: kernels see addresses only
+        self.coefs = coefs
+        self.dim = grads[0].shape[1]
+        self.dtype = grads[0].dtype
+        rows, start = [], 0
+        for grad, count in zip(grads, counts, strict=True):
+            rows.append((start, grad.__array_interface__["data"][0]))
+            start += count
+        self.kernel = (np.array(rows, np.int64), bags, coefs, winners)
+
+
+def _hot(plan: Plan, grads: Gradients) -> tuple[Array, Array, Array]:
+    """Sum the chunks of hot segments; returns what kernels need to combine them."""
+    segments, offsets = plan._hot
+    chunks = int(offsets[-1])
+    if not chunks:
+        return segments, offsets, np.empty((0, 0), grads.dtype)
+    partials = _memory.empty((chunks, grads.dim), grads.dtype)
+    hot = (segments, offsets, partials)
+    arguments = (plan.order, plan.segment_offsets, grads.kernel, hot, _fetch(grads.grads))
+    _threads.run(segment.sum_hot, chunks, *arguments)
+    return hot
+
+
+def _deferred(lag: Lag | None, num_blocks: int) -> tuple[Any, ...] | None:
+    return None if lag is None else lag.deferred(num_blocks)
+
+
+def flush_rows(weight: Array, state: Array, lag: Lag) -> None:
+    """Bring every row up to date."""
+    num_blocks, block_size = _blocks(len(weight), weight.shape[1] * weight.itemsize * (2 + 2 * state.shape[1]))
+    _threads.run(catch_up.flush_rows, num_blocks, block_size, weight, state, lag.kernel(num_blocks), lag.hyper)
+
+
+def update_rows(
+    weight: Array,
+    state: Array,
+    row_state: Array,
+    steps: Array,
+    plan: Plan,
+    grads: Gradients,
+    skip: int,
+    hyper: Any,
+    lag: Lag | None = None,
+) -> None:
+    """Sum each row's gradients, run a rule on it, and count the step."""
+    row_bytes = weight.shape[1] * weight.itemsize
+    k, n = len(plan.rows), len(plan.order)
+    if k == 0:
+        steps[0] += 1
+        return
+    hot = _hot(plan, grads)
+    num_blocks, block_size = _blocks(k, row_bytes * (1 + state.shape[1] + n / k))
+    _threads.run(
+        update.update_rows,
+        num_blocks,
+        block_size,
+        weight,
+        state,
+        row_state,
+        steps,
+        (plan.rows, plan.order, plan.segment_offsets),
+        grads.kernel,
+        hot,
+        skip,
+        _fetch(grads.grads, weight, state.shape[1]),
+        _scratch(num_blocks, 3 * padded(weight.shape[1]), weight.dtype),
+        None if lag is None else lag.kernel(num_blocks),
+        hyper,
+    )
+
+
+def segment_sum(plan: Plan, grads: Gradients) -> Array:
+    """Return the gradient sum of every row of the plan, (k, dim)."""
+    k, n = len(plan.rows), len(plan.order)
+    values = _memory.empty((k, grads.dim), grads.dtype)
+    if k == 0:
+        return values
+    hot = _hot(plan, grads)
+    row_bytes = grads.dim * grads.dtype.itemsize
+    num_blocks, block_size = _blocks(k, row_bytes * (1 + n / k))
+    arguments = (block_size, plan.order, plan.segment_offsets, grads.kernel, hot, _fetch(grads.grads))
+    _threads.run(segment.segment_sum, num_blocks, *arguments, values)
+    return values
+
+
+def gather(weight: Array, ids: Array, out: Array, lag: Lag | None = None) -> None:
+    """``out[i] = weight[ids[i]]``; out (n, dim)."""
+    dim = weight.shape[1]
+    num_blocks, block_size = _blocks(len(ids), dim * (weight.itemsize + out.itemsize))
+    weight = as_input(weight)
+    if weight.dtype == np.uint16:
+        _threads.run(gather_kernels.gather_half, num_blocks, block_size, weight, ids, _lines(weight), out)
+        return
+    how = gather_kernels.ELEMENTS
+    if weight.strides[1] == weight.itemsize or dim == 1:
+        aligned = out.strides[0] % _LINE == 0 and out.__array_interface__["data"][0] % _LINE == 0
+        stream = aligned and out.nbytes >= _STREAM_BYTES
+        how = gather_kernels.STREAM if stream else gather_kernels.ROWS
+    _threads.run(
+        gather_kernels.gather_rows,
+        num_blocks,
+        block_size,
+        weight,
+        ids,
+        how,
+        _lines(weight),
+        _deferred(lag, num_blocks),
+        out,
+    )
+
+
+def as_input(weight: Array) -> Array:
+    """View a table as read-only, and float16 as the uint16 that kernels take."""
+    view = weight.view(np.uint16) if weight.dtype == np.float16 else weight.view()
+    view.flags.writeable = False
+    return view
+
+
+def _bag_blocks(bags: Bags, row_bytes: int) -> tuple[int, int]:
+    return _blocks(bags.num_bags, row_bytes * (1 + len(bags.ids) / max(bags.num_bags, 1)))
+
+
+def pool(
+    weight: Array, bags: Bags, weights: Array | None, mode: int, padding: int, out: Array, lag: Lag | None = None
+) -> None:
+    """Pool with SUM, MEAN or SQRTN into out (num_bags, dim)."""
+    row_bytes = weight.shape[1] * weight.itemsize
+    num_blocks, block_size = _bag_blocks(bags, row_bytes)
+    arguments = (block_size, as_input(weight), bags.ids, bags.offsets, weights, mode, padding, _lines(weight))
+    scratch = _scratch(num_blocks, weight.shape[1], out.dtype)
+    _threads.run(pool_kernels.pool_rows, num_blocks, *arguments, scratch, _deferred(lag, num_blocks), out)
+
+
+def pool_max(weight: Array, bags: Bags, padding: int, out: Array, lag: Lag | None = None) -> Array:
+    """Pool with MAX into `out`; returns the occurrence that won each element, (num_bags, dim)."""
+    winners = np.empty(out.shape, np.int32 if len(bags.ids) < 2**31 else np.int64)
+    num_blocks, block_size = _bag_blocks(bags, weight.shape[1] * weight.itemsize)
+    arguments = (block_size, as_input(weight), bags.ids, bags.offsets, padding)
+    _threads.run(pool_kernels.pool_max, num_blocks, *arguments, _deferred(lag, num_blocks), out, winners)
+    return winners
+
+
+def expand(bags: Bags, weights: Array | None, mode: int, padding: int, bag_of: Array, coefs: Array) -> None:
+    """Fill in the bag and the factor of each occurrence."""
+    pool_kernels.expand_bags(bags.ids, bags.offsets, weights, mode, padding, bag_of, coefs)
+
+
+def weights_gradient(
+    weight: Array, bags: Bags, weights: Array | None, grad: Array, mode: int, padding: int, out: Array
+) -> None:
+    """Gradient of the per-sample weights into out (n,)."""
+    row_bytes = weight.shape[1] * weight.itemsize
+    num_blocks, block_size = _bag_blocks(bags, row_bytes)
+    arguments = (block_size, as_input(weight), bags.ids, bags.offsets, weights, mode, padding, grad)
+    _threads.run(
+        pool_kernels.weights_gradient,
+        num_blocks,
+        *arguments,
+        _lines(weight),
+        _scratch(num_blocks, padded(weight.shape[1]), np.float64),
+        out,
+    )
+
+
+def square(array: Array) -> float:
+    """Sum of squares of an array of rows (k, dim), in float64."""
+    sums = np.empty(len(array))
+    num_blocks, block_size = _blocks(len(array), array.strides[0])
+    arguments = (block_size, as_input(array), _scratch(num_blocks, padded(array.shape[1]), np.float64), sums)
+    _threads.run(segment.row_squares, num_blocks, *arguments)
+    return float(sums.sum())

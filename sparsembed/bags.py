@@ -1,0 +1,188 @@
+"""Bags: ids grouped by the sample whose rows are pooled together."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _validate as check
+from ._arrays import Array, as_array, freeze, kind_of, read_only
+from .plan import Plan, original
+
+
+class Bags:
+    """Ids of many samples, one bag each, in the CSR form.
+
+    Parameters
+    ----------
+    ids : int32 or int64 array of shape (n,), or Plan of one
+        Ids of all bags, one bag after the other.
+    offsets : int32 or int64 array of shape (num_bags + 1,)
+        Bag b holds ``ids[offsets[b]:offsets[b + 1]]``; the last offset is n.
+    per_sample_weights : float array of shape (n,), optional
+        One weight per id.
+
+    Raises
+    ------
+    TypeError
+        If ids or offsets are not int32 or int64, or the weights are not floats.
+    ValueError
+        If the offsets do not start at 0, decrease, or do not end at n.
+
+    Notes
+    -----
+    Offsets are copied, ids and weights are not: do not change them while the bags are in use.
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> bags = se.Bags(np.array([4, 1, 4]), np.array([0, 2, 2, 3]))
+    >>> bags
+    Bags(3 bags, 3 ids)
+    >>> se.pool(np.eye(5), bags, mode="mean")[0]
+    array([0. , 0.5, 0. , 0. , 0.5])
+    """
+
+    __slots__ = ("_kind", "_plan", "ids", "offsets", "per_sample_weights")
+
+    def __init__(self, ids: Any, offsets: Any, per_sample_weights: Any = None) -> None:
+        self._plan = ids if isinstance(ids, Plan) else None
+        self._kind = kind_of(original(ids))
+        if self._plan is not None and self._plan.several:
+            raise ValueError("ids is a plan of several lookups; a bag needs the plan of one array")
+        array = check.ids(original(ids))
+        if array.ndim != 1:
+            raise ValueError(f"ids must have shape (n,), got {array.shape}; for 2-D ids use Bags.from_padded")
+        self.ids: Array = read_only(array)
+        self.offsets: Array = _offsets(offsets, len(array))
+        self.per_sample_weights: Array | None = None
+        if per_sample_weights is not None:
+            weights = check.floats(per_sample_weights, None, "per_sample_weights")
+            if weights.shape != array.shape:
+                raise ValueError(f"per_sample_weights must have one weight per id, {array.shape}, got {weights.shape}")
+            self.per_sample_weights = weights
+
+    @classmethod
+    def from_padded(cls, ids: Any, padding_idx: int | None = 0, per_sample_weights: Any = None) -> "Bags":
+        """Make one bag of each row of a rectangle of ids, leaving out the padding.
+
+        Parameters
+        ----------
+        ids : int32 or int64 array of shape (num_bags, longest)
+        padding_idx : int or None
+            The id that fills up short rows, wherever it stands; None keeps all ids.
+        per_sample_weights : float array of the shape of `ids`, optional
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> se.Bags.from_padded(np.array([[3, 5, 0], [2, 0, 0]])).ids
+        array([3, 5, 2])
+        """
+        array = check.ids(ids)
+        if array.ndim != 2:
+            raise ValueError(f"ids must have shape (num_bags, longest), got {array.shape}")
+        keep = np.ones(array.shape, bool)
+        if padding_idx is not None:
+            keep = array != check.count(padding_idx, "padding_idx", least=-(2**63))
+        weights = None
+        if per_sample_weights is not None:
+            weights = as_array(per_sample_weights, "per_sample_weights")
+            if weights.shape != array.shape:
+                raise ValueError(f"per_sample_weights must have the shape of ids, {array.shape}, got {weights.shape}")
+            weights = weights[keep]
+        bags = cls(array[keep], np.concatenate([[0], np.cumsum(keep.sum(axis=1))]), weights)
+        bags._kind = kind_of(ids)
+        return bags
+
+    @classmethod
+    def from_lists(cls, ids: Iterable[Sequence[int]], per_sample_weights: Any = None) -> "Bags":
+        """Make one bag of each list of ids (and of weights, shaped alike).
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> se.Bags.from_lists([[1, 2, 3], [], [2]]).offsets
+        array([0, 3, 3, 4])
+        """
+        if not isinstance(ids, Iterable):
+            raise TypeError(f"ids must be a list of lists of ids, got {type(ids).__name__}")
+        parts = [check.ids(bag, f"ids[{b}]") for b, bag in enumerate(ids)]
+        for b, part in enumerate(parts):
+            if part.ndim != 1:
+                raise ValueError(f"ids[{b}] must be a list of ids, got shape {part.shape}")
+        lengths = [len(part) for part in parts]
+        weights = None
+        if per_sample_weights is not None:
+            given = check.several(per_sample_weights, "per_sample_weights", "lists")
+            arrays = [as_array(bag, f"per_sample_weights[{b}]") for b, bag in enumerate(given)]
+            arrays = [bag.astype(np.float64) if bag.dtype.kind in "iu" else bag for bag in arrays]
+            lists = [
+                check.floats(bag, None, f"per_sample_weights[{b}]") if bag.size else np.zeros(0)
+                for b, bag in enumerate(arrays)
+            ]
+            if any(bag.ndim != 1 for bag in lists):
+                raise ValueError("per_sample_weights must be a list of lists of weights, shaped like ids")
+            if [len(bag) for bag in lists] != lengths:
+                raise ValueError(f"per_sample_weights must have one weight per id, bags of {lengths} ids")
+            weights = np.concatenate([*lists, np.zeros(0)])
+        joined = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        return cls(joined, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64), weights)
+
+    @classmethod
+    def from_csr(cls, matrix: Any) -> "Bags":
+        """Make one bag of each row of a scipy CSR matrix: column indices are ids, data are weights.
+
+        ``se.pool(weight, bags)`` is then ``matrix @ weight``.  Data that are all one are left
+        out, so that such bags can be pooled with mode "max", too.
+
+        Examples
+        --------
+        >>> import numpy as np, scipy.sparse, sparsembed as se
+        >>> matrix = scipy.sparse.csr_array(np.array([[0.0, 2.0, 0.0], [1.0, 0.0, 3.0]]))
+        >>> se.pool(np.ones((3, 1)), se.Bags.from_csr(matrix)).ravel()
+        array([2., 4.])
+        """
+        if getattr(matrix, "format", None) != "csr":
+            raise TypeError(f"matrix must be a scipy CSR array, got {type(matrix).__name__}; convert with .tocsr()")
+        data = np.asarray(matrix.data)
+        if data.dtype.kind not in "fiub":
+            raise TypeError(f"matrix must hold real numbers, got {data.dtype}")
+        weights = None if (data == 1).all() else data if data.dtype.kind == "f" else data.astype(np.float64)
+        end = int(matrix.indptr[-1])  # a CSR array may own more room than it uses
+        return cls(matrix.indices[:end], matrix.indptr, None if weights is None else weights[:end])
+
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
+        for name, value in state[1].items():
+            setattr(self, name, freeze(value))
+
+    @property
+    def num_bags(self) -> int:
+        """Number of bags."""
+        return len(self.offsets) - 1
+
+    def __len__(self) -> int:
+        return self.num_bags
+
+    def __repr__(self) -> str:
+        weighted = "" if self.per_sample_weights is None else ", weighted"
+        return f"Bags({self.num_bags} bags, {len(self.ids)} ids{weighted})"
+
+
+def _offsets(value: Any, n: int) -> Array:
+    offsets = check.ids(value, "offsets").astype(np.int64)
+    if offsets.ndim != 1 or len(offsets) == 0:
+        raise ValueError(f"offsets must have shape (num_bags + 1,), got {offsets.shape}")
+    if offsets[0] != 0:
+        raise ValueError(f"offsets must start at 0, got offsets[0] = {offsets[0]}")
+    steps = np.diff(offsets)
+    if (steps < 0).any():
+        at = int(np.argmax(steps < 0))
+        raise ValueError(f"offsets must not decrease, got {offsets[at]} then {offsets[at + 1]} at position {at + 1}")
+    if offsets[-1] != n:
+        raise ValueError(
+            f"offsets must end at len(ids) = {n}, got {offsets[-1]}; they have num_bags + 1 entries, "
+            "the last being the end of the last bag"
+        )
+    offsets.flags.writeable = False
+    return offsets

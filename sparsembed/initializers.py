@@ -1,0 +1,131 @@
+"""Initial weights: functions of a shape, with the random generator as keyword `rng` (SPEC 7).
+
+Every function returns a fresh C-ordered array that starts on a cache line.  Numbers are drawn
+in one stream, so they do not depend on the number of threads.  `rng` is what
+``numpy.random.default_rng`` takes: None, an int, a SeedSequence or a Generator.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr, ndtri
+
+from . import _memory
+from . import _validate as check
+from ._arrays import Array
+
+_BLOCK = 1 << 16  # numbers drawn at a time: keeps temporaries in cache and memory bounded
+
+
+def zeros(shape: tuple[int, ...], *, dtype: npt.DTypeLike = np.float32, rng: Any = None) -> Array:
+    """Return zeros, which take no memory until a row is touched; `rng` is not used.
+
+    Examples
+    --------
+    >>> import sparsembed as se
+    >>> se.initializers.zeros((1, 2))
+    array([[0., 0.]], dtype=float32)
+    """
+    return _memory.zeros(check.shape(shape), check.table_dtype(dtype))
+
+
+def uniform(
+    shape: tuple[int, ...],
+    low: float = -0.05,
+    high: float = 0.05,
+    *,
+    dtype: npt.DTypeLike = np.float32,
+    rng: Any = None,
+) -> Array:
+    """Draw from the uniform distribution on [low, high).
+
+    Examples
+    --------
+    >>> import sparsembed as se
+    >>> bool((abs(se.initializers.uniform((9, 4), rng=0)) <= 0.05).all())
+    True
+    """
+    low = check.real(low, "low")
+    high = check.real(high, "high", least=low)
+    return _fill(shape, dtype, rng, lambda generator, n: low + (high - low) * generator.random(n))
+
+
+def normal(
+    shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0, *, dtype: npt.DTypeLike = np.float32, rng: Any = None
+) -> Array:
+    """Draw from the normal distribution.
+
+    Examples
+    --------
+    >>> import sparsembed as se
+    >>> se.initializers.normal((1000, 10), std=0.1, rng=0).std().round(2)
+    np.float32(0.1)
+    """
+    mean, std = check.real(mean, "mean"), check.real(std, "std", least=0.0)
+    return _fill(shape, dtype, rng, lambda generator, n: mean + std * generator.standard_normal(n))
+
+
+def truncated_normal(
+    shape: tuple[int, ...],
+    mean: float = 0.0,
+    std: float = 1.0,
+    bound: float = 2.0,
+    *,
+    dtype: npt.DTypeLike = np.float32,
+    rng: Any = None,
+) -> Array:
+    """Draw from the normal distribution cut off at `bound` standard deviations from the mean.
+
+    Examples
+    --------
+    >>> import sparsembed as se
+    >>> bool(abs(se.initializers.truncated_normal((100, 10), std=0.5, rng=0)).max() <= 1.0)
+    True
+    """
+    mean, std = check.real(mean, "mean"), check.real(std, "std", least=0.0)
+    bound = check.real(bound, "bound", least=1e-6)
+    low = float(ndtr(-bound))
+
+    def draw(generator: np.random.Generator, n: int) -> Array:
+        quantile: Array = ndtri(low + (1 - 2 * low) * generator.random(n))
+        return mean + std * np.clip(quantile, -bound, bound)
+
+    return _fill(shape, dtype, rng, draw)
+
+
+def glorot_uniform(shape: tuple[int, ...], *, dtype: npt.DTypeLike = np.float32, rng: Any = None) -> Array:
+    """Draw uniformly from +-sqrt(6 / (num_rows + dim)).
+
+    References
+    ----------
+    Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural
+    networks", AISTATS 2010, https://proceedings.mlr.press/v9/glorot10a.html
+
+    Examples
+    --------
+    >>> import sparsembed as se
+    >>> bool(abs(se.initializers.glorot_uniform((20, 4), rng=0)).max() <= 0.5)
+    True
+    """
+    shape = check.shape(shape)
+    limit = math.sqrt(6 / max(shape[0] + shape[-1], 1))
+    return uniform(shape, -limit, limit, dtype=dtype, rng=rng)
+
+
+FRESH = frozenset({zeros, uniform, normal, truncated_normal, glorot_uniform})  # nobody else holds their arrays
+
+
+def _fill(
+    shape: tuple[int, ...], dtype: npt.DTypeLike, rng: Any, draw: Callable[[np.random.Generator, int], Array]
+) -> Array:
+    """Fill an array block by block, drawing in float64 and rounding once."""
+    generator = np.random.default_rng(rng)
+    array = _memory.empty(check.shape(shape), check.table_dtype(dtype))
+    flat = array.reshape(-1)
+    for start in range(0, len(flat), _BLOCK):
+        block = flat[start : start + _BLOCK]
+        block[:] = draw(generator, len(block))
+    return array

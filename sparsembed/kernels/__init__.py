@@ -1,0 +1,1 @@
+"""Loops over memory, one folder per device; they neither validate nor allocate."""

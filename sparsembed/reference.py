@@ -1,0 +1,191 @@
+"""Every operation by scipy one-hot matrices in float64: slow, obvious, public.
+
+A batch of ids is a sparse matrix with one 1 per row (`onehot`); a set of bags is a sparse
+matrix with one row per bag (`bag_matrix`).  Lookup, pooling and their gradients are products
+with these matrices and their transposes.  Use it to test the engine, or any other.
+"""
+
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from ._arrays import Array
+from ._formulas import take_step
+from .bags import Bags
+from .rules import Rule
+
+
+def onehot(ids: Any, num_rows: int) -> sparse.csr_array:
+    """One row per id, with a 1 in the id's column: (n, num_rows).
+
+    Examples
+    --------
+    >>> import sparsembed as se
+    >>> se.reference.onehot([2, 0], 3).toarray()
+    array([[0., 0., 1.],
+           [1., 0., 0.]])
+    """
+    flat = _flat(ids)
+    return sparse.csr_array((np.ones(len(flat)), (np.arange(len(flat)), flat)), shape=(len(flat), num_rows))
+
+
+def _flat(ids: Any) -> Array:
+    array = np.asarray(ids).reshape(-1)
+    return array if array.size else array.astype(np.int64)  # an empty list has no dtype of its own
+
+
+def gather(weight: Any, ids: Any) -> Array:
+    """``onehot(ids) @ weight``, in the shape of the ids."""
+    table = np.asarray(weight, np.float64)
+    rows: Array = onehot(ids, len(table)) @ table
+    return rows.reshape(*np.shape(ids), table.shape[1])
+
+
+def scatter_add(weight: Any, ids: Any, values: Any, alpha: float = 1.0) -> Array:
+    """``weight + alpha * onehot(ids).T @ values``, as a new array."""
+    table = np.asarray(weight, np.float64)
+    return table + alpha * coalesce(ids, values, len(table))
+
+
+def coalesce(ids: Any, grad_out: Any, num_rows: int) -> Array:
+    """``onehot(ids).T @ grad_out``: the dense gradient, (num_rows, dim)."""
+    grad = np.asarray(grad_out, np.float64)
+    dense: Array = onehot(ids, num_rows).T @ grad.reshape(-1, grad.shape[-1])
+    return dense
+
+
+def bag_matrix(bags: Bags, num_rows: int, mode: str = "sum", padding_idx: int | None = None) -> sparse.csr_array:
+    """The matrix B with ``pool(weight) = B @ weight`` for sum, mean and sqrtn: (num_bags, num_rows).
+
+    Examples
+    --------
+    >>> import sparsembed as se
+    >>> se.reference.bag_matrix(se.Bags.from_lists([[0, 2], []]), 3, mode="mean").toarray()
+    array([[0.5, 0. , 0.5],
+           [0. , 0. , 0. ]])
+    """
+    return _members(bags, mode, padding_idx) @ onehot(bags.ids, num_rows)
+
+
+def _members(bags: Bags, mode: str, padding_idx: int | None) -> sparse.csr_array:
+    """(num_bags, n): the factor of each occurrence in its bag."""
+    n = len(bags.ids)
+    factors = np.ones(n) if bags.per_sample_weights is None else np.asarray(bags.per_sample_weights, np.float64)
+    if padding_idx is not None:
+        factors = np.where(bags.ids == padding_idx, 0.0, factors)
+    members = sparse.csr_array((factors, np.arange(n), bags.offsets), shape=(bags.num_bags, n))
+    if mode == "mean":
+        divisor = members.sum(axis=1)
+    elif mode == "sqrtn":
+        divisor = np.sqrt(members.multiply(members).sum(axis=1))
+    else:
+        divisor = np.ones(bags.num_bags)
+    inverse = np.divide(1.0, divisor, out=np.zeros(bags.num_bags), where=divisor != 0)
+    return sparse.diags_array(inverse).tocsr() @ members
+
+
+def pool(weight: Any, bags: Bags, mode: str = "sum", padding_idx: int | None = None) -> Array:
+    """``bag_matrix @ weight``; for max, the largest element of each column of the bag's rows."""
+    table = np.asarray(weight, np.float64)
+    if mode != "max":
+        pooled: Array = bag_matrix(bags, len(table), mode, padding_idx) @ table
+        return pooled
+    winners = argmax(table, bags, padding_idx)
+    columns = np.arange(table.shape[1])
+    empty = winners < 0
+    ids = np.append(bags.ids, 0)[winners]
+    return np.where(empty, 0.0, table[ids, columns])
+
+
+def argmax(weight: Any, bags: Bags, padding_idx: int | None = None) -> Array:
+    """Position in ``bags.ids`` of the first largest element (or first NaN), -1 in an empty bag."""
+    table = np.asarray(weight, np.float64)
+    winners = np.full((bags.num_bags, table.shape[1]), -1)
+    for b in range(bags.num_bags):
+        positions = np.arange(bags.offsets[b], bags.offsets[b + 1])
+        if padding_idx is not None:
+            positions = positions[bags.ids[positions] != padding_idx]
+        if len(positions):
+            winners[b] = positions[np.argmax(table[bags.ids[positions]], axis=0)]
+    return winners
+
+
+def pool_gradient(
+    bags: Bags,
+    grad_out: Any,
+    num_rows: int,
+    mode: str = "sum",
+    padding_idx: int | None = None,
+    weight: Any = None,
+) -> Array:
+    """``bag_matrix.T @ grad_out``: the dense gradient; for max, to the winners only."""
+    grad = np.asarray(grad_out, np.float64)
+    if mode != "max":
+        dense: Array = bag_matrix(bags, num_rows, mode, padding_idx).T @ grad
+        return dense
+    dense = np.zeros((num_rows, grad.shape[1]))
+    for c, winners in enumerate(argmax(weight, bags, padding_idx).T):
+        won = winners >= 0
+        dense[:, c] = onehot(bags.ids[winners[won]], num_rows).T @ grad[won, c]
+    return dense
+
+
+def per_sample_weights_gradient(
+    weight: Any, bags: Bags, grad_out: Any, mode: str = "sum", padding_idx: int | None = None
+) -> Array:
+    """Derivative of ``sum(grad_out * pool(weight))`` for each per-sample weight, by the quotient rule."""
+    grad = np.asarray(grad_out, np.float64)
+    n = len(bags.ids)
+    bag_of = np.repeat(np.arange(bags.num_bags), np.diff(bags.offsets))
+    counted = np.ones(n, bool) if padding_idx is None else bags.ids != padding_idx
+    factors = np.ones(n) if bags.per_sample_weights is None else np.asarray(bags.per_sample_weights, np.float64)
+    dots = (grad[bag_of] * gather(weight, bags.ids)).sum(axis=1)  # <grad, row> of each occurrence
+    if mode == "sum":
+        return np.where(counted, dots, 0.0)
+    effective = np.where(counted, factors, 0.0)
+    unit = Bags(bags.ids, bags.offsets, effective)
+    power = effective if mode == "mean" else effective**2
+    total = np.bincount(bag_of, power, minlength=bags.num_bags)
+    divisor = total if mode == "mean" else np.sqrt(total)
+    slope = np.ones(n) if mode == "mean" else factors / np.where(divisor == 0, 1, divisor)[bag_of]
+    pooled = pool(weight, unit, mode)  # the quotient rule: (row - slope * pooled) / divisor
+    pulls = (grad * pooled).sum(axis=1)[bag_of]
+    safe = np.where(divisor == 0, 1, divisor)[bag_of]
+    return np.where(counted & (divisor[bag_of] != 0), (dots - slope * pulls) / safe, 0.0)
+
+
+def update(
+    rule: Rule, weight: Any, state: dict[str, Any], ids: Any, grad_out: Any, step: int, padding_idx: int | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """One optimizer step with the dense gradient ``onehot(ids).T @ grad_out``.
+
+    On every row for rules that equal a dense optimizer, else on the touched rows.
+
+    Parameters
+    ----------
+    rule : one of `sparsembed.rules`, or any rule (then its scalar functions run in float64)
+    weight : array of shape (num_rows, dim)
+    state : dict of slot name -> array
+    ids, grad_out : the batch
+    step : int
+        Number of this update, from 1.
+    padding_idx : int, optional
+
+    Returns
+    -------
+    weight, state : float64 copies, updated
+    """
+    table = np.array(weight, np.float64)
+    names = (*rule.slots, *rule.row_slots)
+    slots = {name: np.array(state[name], np.float64) for name in names}
+    touched = np.unique(_flat(ids))
+    # A rule that equals a dense optimizer steps every row.
+    flat = touched if rule.catch_up is None else np.arange(len(table))
+    rows = flat[flat != padding_idx] if padding_idx is not None else flat
+    dense = coalesce(ids, grad_out, len(table)) if len(touched) else np.zeros_like(table)
+    new, new_slots = take_step(rule, table[rows], [slots[name][rows] for name in slots], dense[rows], step)
+    table[rows] = new
+    for name, value in zip(slots, new_slots, strict=True):
+        slots[name][rows] = value
+    return table, slots

@@ -1,0 +1,26 @@
+"""Optimizers: one immutable value of hyperparameters each, one file each."""
+
+from ._rule import Rule
+from .adagrad import Adagrad
+from .adam import Adam, AdamW
+from .ftrl import FTRL
+from .lamb import LAMB
+from .partial_rowwise_adam import PartialRowwiseAdam
+from .rmsprop import RMSprop
+from .rowwise_adagrad import RowwiseAdagrad
+from .sgd import SGD
+from .sparse_adam import SparseAdam
+
+__all__ = [
+    "FTRL",
+    "LAMB",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "PartialRowwiseAdam",
+    "RMSprop",
+    "RowwiseAdagrad",
+    "Rule",
+    "SparseAdam",
+]

@@ -1,0 +1,191 @@
+"""What an optimizer is: hyperparameters as data, plus scalar functions that kernels inline.
+
+A rule is a frozen dataclass of hyperparameters.  Before each step its `hyper` turns them into
+a named tuple of scalars of the table's dtype; the class of that tuple tells Numba, while it
+compiles a kernel, which rule's functions to inline.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from hashlib import sha256
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .._cache import fingerprint
+from ._history import History
+
+Schedule = float | Callable[[int], float]
+_LARGEST = {char: float(np.finfo(char).max) for char in "fd"}
+RULES: dict[type, type["Rule"]] = {}  # class of the named tuple -> rule
+
+
+class Rule:
+    """Base class of optimizers; derive a frozen dataclass from it to write one.
+
+    Class attributes
+    ----------------
+    Hyper : NamedTuple class
+        The scalars that the functions below receive as `hp`; one class per rule.
+    slots, row_slots : tuple of str
+        Names of the state kept per element, and per row.  Fresh state is zero.  At most four
+        slots and three row slots.
+
+    Functions
+    ---------
+    hyper(self, step) -> tuple
+        The fields of `Hyper` for this step (the first is 1), as Python numbers.
+    step(w, g, s, a, hp) -> (w, s)
+        New element and new slots from element `w`, summed gradient `g`, slots `s` (a tuple).
+    reduce(w, g, hp) -> x, row(x, r, hp) -> (a, r)
+        Optional row stage: the mean of `reduce` over the row, with the row slots `r`, gives
+        the `a` that `step` receives, and the new row slots.
+    reduce_pair(w, g, s, hp) -> (x, y), row_pair(x, y, r, hp) -> (a, r)
+        The same with two means, or with slots.
+
+    The three functions are static, work on scalars and must not contain float literals, which
+    would turn float32 arithmetic into float64: put constants into `Hyper`.  ``math.sqrt`` is
+    available.
+
+    Examples
+    --------
+    >>> import sparsembed as se
+    >>> from dataclasses import dataclass
+    >>> from typing import NamedTuple
+    >>> class SignHyper(NamedTuple):
+    ...     lr: float
+    >>> @dataclass(frozen=True)
+    ... class SignSGD(se.rules.Rule):
+    ...     lr: float = 1e-2
+    ...     Hyper = SignHyper
+    ...     def hyper(self, step):
+    ...         return (self.rate(step),)
+    ...     @staticmethod
+    ...     def step(w, g, s, a, hp):
+    ...         return (w - hp.lr if g > 0 else w + hp.lr if g < 0 else w), s
+    >>> table = se.EmbeddingTable.from_array(np.zeros((3, 1)), optimizer=SignSGD(lr=0.5))
+    >>> table.update([1, 1, 2], np.array([[3.0], [2.0], [-1.0]]))
+    >>> table.weight.ravel()
+    array([ 0. , -0.5,  0.5])
+    """
+
+    Hyper: ClassVar[type]
+    slots: ClassVar[tuple[str, ...]] = ()
+    row_slots: ClassVar[tuple[str, ...]] = ()
+    reduce: ClassVar[Callable[..., Any] | None] = None
+    reduce_pair: ClassVar[Callable[..., Any] | None] = None
+    row: ClassVar[Callable[..., Any] | None] = None
+    row_pair: ClassVar[Callable[..., Any] | None] = None
+    step: ClassVar[Callable[..., Any]]
+    # Only for rules that equal their dense namesakes; see `_history`.
+    Gap: ClassVar[type | None] = None
+    gap: ClassVar[Callable[..., Any] | None] = None
+    catch_up: ClassVar[Callable[..., Any] | None] = None
+    is_guarded: ClassVar[Callable[..., Any] | None] = None
+    is_unsettled: ClassVar[Callable[..., Any] | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        hyper = cls.__dict__.get("Hyper")
+        if hyper is None:
+            if own := {"step", "reduce", "reduce_pair", "row", "row_pair", "slots", "row_slots"} & cls.__dict__.keys():
+                raise TypeError(f"{cls.__name__} defines {sorted(own)}, so it needs a Hyper class of its own")
+            return  # inherits its functions and their compiled form
+        _check_class(cls, hyper)
+        RULES[hyper] = cls
+        hyper.fingerprint = staticmethod(lambda: _fingerprint(cls))
+        # Numba names machine code after __name__; two modules may both define a "MyHyper".
+        home = f"{hyper.__module__}.{hyper.__qualname__}"
+        hyper.__name__ = f"{hyper.__name__}_{sha256(home.encode()).hexdigest()[:8]}"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            if isinstance(value := getattr(self, field.name), list):  # a rule is a value: hashable
+                object.__setattr__(self, field.name, tuple(value))
+            self._check(field.name, getattr(self, field.name))
+
+    def _check(self, name: str, value: Any) -> None:
+        """Refuse a hyperparameter that is not finite or is negative; override for other ranges."""
+        if name == "lr" and callable(value):
+            return
+        check_number(f"{type(self).__name__}({name}=...)", value)
+
+    def hyper(self, step: int) -> tuple[float, ...]:
+        """Return the fields of `Hyper` at a step."""
+        raise NotImplementedError(f"{type(self).__name__} must define hyper(self, step)")
+
+    def history(self, dtype: np.dtype[Any], base: int) -> History:
+        """Start a history at a step that every row has taken; only for rules with a `catch_up`."""
+        raise NotImplementedError(f"{type(self).__name__} must define history(self, dtype, base)")
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate at a step; `lr` is a number or a callable of the step."""
+        lr = getattr(self, "lr")  # noqa: B009  (a field of every subclass)
+        if not callable(lr):
+            return float(lr)
+        value = lr(step)
+        check_number(f"{type(self).__name__}: lr({step})", value)
+        return float(value)
+
+    def scalars(self, step: int, dtype: np.dtype[Any]) -> Any:
+        """Return `Hyper` at a step, as scalars of the table's dtype."""
+        return self.cast(self.hyper(step), step, dtype)
+
+    def cast(self, values: tuple[float, ...], step: int, dtype: np.dtype[Any]) -> Any:
+        """Return the fields of `Hyper` as scalars of the table's dtype."""
+        if not sum(map(abs, values)) <= _LARGEST[dtype.char]:  # False for NaN, too
+            raise ValueError(f"{self} at step {step} gives {values}, which {dtype} cannot hold; use smaller numbers")
+        return type(self).Hyper(*map(dtype.type, values))
+
+
+def check_number(name: str, value: Any, below: float = math.inf) -> None:
+    """Refuse anything but a finite number in [0, below)."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
+    if isinstance(value, int) and value > sys.float_info.max:
+        raise ValueError(f"{name} must be a number that float64 can hold, got one of {value.bit_length()} bits")
+    if not (0 <= value < below):  # False for NaN, too
+        limit = "" if below == math.inf else f" and below {below}"
+        raise ValueError(f"{name} must be finite, not negative{limit}, got {value!r}")
+
+
+def check_betas(name: str, value: Any) -> None:
+    """Refuse anything but two numbers in [0, 1)."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers, got {value!r}")
+    for beta in value:
+        check_number(name, beta, below=1.0)
+
+
+def _check_class(cls: type[Rule], hyper: type) -> None:
+    if hyper in RULES and RULES[hyper].__qualname__ != cls.__qualname__:
+        other = RULES[hyper].__name__
+        raise TypeError(f"{cls.__name__}.Hyper is already the Hyper of {other}; give each rule its own class")
+    if len(cls.slots) > 4 or len(cls.row_slots) > 3:
+        raise TypeError(f"{cls.__name__} may have at most 4 slots and 3 row slots")
+    if (cls.reduce is None) != (cls.row is None) or (cls.reduce_pair is None) != (cls.row_pair is None):
+        raise TypeError(f"{cls.__name__} must define both reduce and row, or neither; or both of their pairs")
+    if cls.row_slots and cls.row is None and cls.row_pair is None:
+        raise TypeError(f"{cls.__name__} has row_slots, so it must define reduce and row")
+
+
+def _fingerprint(cls: type[Rule]) -> str:
+    """Digest of the code of a rule, for the disk cache."""
+    functions = (
+        cls.step,
+        cls.reduce,
+        cls.reduce_pair,
+        cls.row,
+        cls.row_pair,
+        cls.gap,
+        cls.catch_up,
+        cls.is_guarded,
+        cls.is_unsettled,
+    )
+    return (
+        cls.__qualname__
+        + f"{getattr(cls.Hyper, '_fields', ())}{cls.slots}{cls.row_slots}"
+        + "".join(map(fingerprint, functions))
+    )

@@ -1,0 +1,17 @@
+"""Settings shared by all tests."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# The first example of a kernel compiles it, so no example has a deadline.
+settings.register_profile("local", deadline=None, max_examples=40)
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,202 @@
+"""The benchmarks run; nothing here asserts a time."""
+
+import inspect
+import itertools
+import json
+
+import numba
+import numpy as np
+import pytest
+
+pytest.importorskip("benchmarks", reason="benchmarks are not part of an installed package")
+
+from benchmarks import bench_engine, contests, ids, peers, readme, timing
+from benchmarks.workload import FULL, TINY
+
+BENCHMARKS = [
+    (cls, name)
+    for _, cls in inspect.getmembers(bench_engine, inspect.isclass)
+    for name in dir(cls)
+    if cls.__module__ == bench_engine.__name__
+    and not cls.__name__.startswith("_")
+    and name.startswith(("time_", "track_"))
+]
+
+
+def _reuse(stream):
+    """Share of the lookups by how often their row is looked up."""
+    counts = np.unique(stream, return_counts=True)[1]
+    edges = np.array([0, *ids.EDGES[1:-1], counts.sum()])
+    return np.histogram(counts, bins=edges + 0.5, weights=counts)[0] / len(stream)
+
+
+def test_production_ids_match_the_source_at_a_million_lookups():
+    stream = ids.make("production", 1_000_000, 1_000_000, np.random.default_rng(7))
+    assert len(stream) == 1_000_000
+    expected = np.array(ids.SHARES)
+    # A row of the last bin needs 32,769 lookups, which is more than the bin's 1.9 % of a million: it is
+    # one row of 18,981, and falls into the bin before.
+    expected[-2:] = expected[-2:].sum(), 0
+    # Sums are exact but for rounding to whole rows; the source has three decimals, which add up to 1.001.
+    np.testing.assert_allclose(_reuse(stream), expected, rtol=2e-3, atol=1e-4)
+    # What the source says of rows: 0.473 are looked up once, and a row 6.9 times on average.
+    counts = np.unique(stream, return_counts=True)[1]
+    assert (counts == 1).mean() == pytest.approx(0.473, rel=0.02)
+    assert counts.mean() == pytest.approx(6.9, rel=0.02)
+
+
+def test_production_ids_match_the_source_as_far_as_a_small_batch_allows():
+    shares, expected = (
+        _reuse(ids.make("production", 1_000_000, 100_000, np.random.default_rng(7))),
+        np.array(ids.SHARES),
+    )
+    # 100,000 lookups: the last three bins hold 1,898 to 3,097 lookups, less than one of their rows takes.
+    np.testing.assert_allclose(shares[:10], expected[:10], rtol=5e-3, atol=1e-4)
+    assert shares[14:].sum() == 0
+    assert shares.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 17, 100, 4097])
+@pytest.mark.parametrize("name", sorted(ids.STREAMS))
+def test_streams_have_the_right_number_of_valid_ids(name, count):
+    stream = ids.make(name, 5_000, count, np.random.default_rng(0))
+    assert stream.dtype == np.int64
+    assert len(stream) == count
+    assert count == 0 or (stream.min() >= 0 and stream.max() < 5_000)
+
+
+def test_streams_repeat_with_their_seed_and_are_shuffled():
+    for name in ids.STREAMS:
+        one, two, other = (ids.make(name, 5_000, 1_000, np.random.default_rng(seed)) for seed in (1, 1, 2))
+        np.testing.assert_array_equal(one, two)
+        assert (one != other).any()
+        assert (np.diff(one) < 0).any()
+
+
+def test_hot_and_distinct_streams():
+    rng = np.random.default_rng(0)
+    assert np.unique(ids.make("hot", 10**6, 1_000, rng), return_counts=True)[1].max() >= 500
+    assert len(np.unique(ids.make("distinct", 1_000, 1_000, rng))) == 1_000
+    with pytest.raises(ValueError, match="need"):
+        ids.make("production", 10, 1_000, rng)
+
+
+@pytest.mark.parametrize(("cls", "name"), BENCHMARKS)
+def test_asv_benchmarks_run(cls, name):
+    smallest = [values[0] for values in cls.params[:1]]
+    for others in itertools.product(*cls.params[1:]):
+        benchmark = cls()
+        benchmark.setup(*smallest, *others)
+        value = getattr(benchmark, name)(*smallest, *others)
+        assert value is None or value >= 0
+
+
+def test_asv_knows_all_rules_that_it_names():
+    bench_engine._table.cache_clear()
+    with pytest.raises(NotImplementedError):
+        bench_engine._table("small", "uniform", "NoSuchRule")
+
+
+@pytest.mark.filterwarnings("ignore")  # of frameworks
+def test_peers_measure_every_line_whose_peer_is_installed():
+    threads = numba.get_num_threads()
+    try:
+        result = peers.measure(TINY, threads=1)
+    finally:
+        timing.set_threads(threads)
+    expected = {
+        (work.name.format(**TINY._asdict()), stream)
+        for work in peers.WORKS
+        for stream in work.streams
+        if all(timing.installed(each) for each in work.needs)
+    }
+    assert {(line["work"], line["ids"]) for line in result["rows"]} == expected
+    for line in result["rows"]:
+        assert line["ours_ms"][1] > 0
+        assert line["met"] in ("aim", "least", "no")
+    json.dumps(result)
+
+
+def test_peers_prints_and_saves_chosen_lines(tmp_path, capsys):
+    threads, file = numba.get_num_threads(), tmp_path / "result.json"
+    try:
+        peers.main(["--tiny", "--cpu-time", "--only", "numpy_gather", "--json", str(file)])
+    finally:
+        timing.set_threads(threads)
+    result = json.loads(file.read_text())
+    assert [line["ids"] for line in result["rows"]] == ["uniform", "production"]
+    assert result["machine"]["threads"] == 1
+    assert readme.markdown(result) in capsys.readouterr().out
+
+
+def test_peers_that_differ_are_not_timed():
+    contest = contests.numpy_gather(TINY, "uniform")
+    wrong = {"wrong": contests.Entry(lambda i: contest.ours.step(i) + 1)}
+    with pytest.raises(AssertionError, match="wrong"):
+        peers.check(contest._replace(peers=wrong))
+
+
+RESULT = {
+    "machine": {
+        "processor": "A Processor", "cores": 4, "threads": 2, "system": "Linux x86_64", "python": "3.12.0",
+        "versions": {"sparsembed": "0.1.0", "numpy": "2.0.0"}, "date": "2026-01-02",
+    },
+    "size": FULL._asdict() | {"effort": FULL.effort._asdict()},
+    "copy_bytes_per_second": {"numpy.copyto": 1e10, "torch copy_": 2e10},
+    "left_out": ["torch"],
+}  # fmt: skip
+
+
+def test_readme_is_rewritten_between_the_marks(tmp_path):
+    def line(kind, ours, peer):
+        work = peers.Work("some work", contests.numpy_gather, 2.0, 1.3 if kind == "slower" else 4.0, kind=kind)
+        pairs = timing.Paired([ours] * 3, [peer] * 3, undisturbed=True)
+        return readme.row(work, FULL, "uniform", "a peer", pairs, 0.001)
+
+    rows = [line("faster", 0.002, 0.005), line("slower", 0.005, 0.002), line("limit", 0.002, 0.01)]
+    source, target = tmp_path / "result.json", tmp_path / "README.md"
+    source.write_text(json.dumps(RESULT | {"rows": rows}))
+    target.write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n")
+    readme.main([str(source), str(target)])
+    text = target.read_text()
+    assert text.startswith(f"before\n{readme.START}\n| work |")
+    assert text.endswith(f"{readme.END}\nafter\n")
+    assert "old" not in text
+    assert "A Processor, 4 cores, 2 threads" in text
+    assert "20.0 GB/s read + written, torch copy_" in text
+    assert "Left out, not installed: torch." in text
+    faster, slower, limit = (each.split(" | ") for each in text.splitlines() if each.startswith("| some work"))
+    times = readme.TIMES
+    assert faster[2:7] == ["2.00", "a peer", "5.00", f"2.5{times}", f"yes: at least 2{times} (aim 4{times})"]
+    assert slower[5:7] == [f"2.5{times}", f"**no**: at most 2{times}"]
+    assert limit[5:] == ["500 %", "yes: at least 400 %", "50 % |"]
+    again = text
+    readme.main([str(source), str(target)])
+    assert target.read_text() == again
+
+
+def test_readme_without_marks_is_left_alone(tmp_path):
+    source, target = tmp_path / "result.json", tmp_path / "README.md"
+    source.write_text(json.dumps(RESULT | {"rows": []}))
+    target.write_text("no marks\n")
+    with pytest.raises(ValueError, match="must contain"):
+        readme.main([str(source), str(target)])
+    assert target.read_text() == "no marks\n"
+
+
+def test_pairs_take_turns_and_go_through_the_batches():
+    calls = []
+
+    def ours(i):
+        calls.append(("ours", i))
+        timing.time.sleep(0.006)
+
+    def peer(i):
+        calls.append(("peer", i))
+        timing.time.sleep(0.006)
+
+    pairs = timing.paired(ours, peer, batches=3, effort=timing.Effort(4, 0.0, 0.0))
+    assert len(pairs.ours) == len(pairs.peer) == 4
+    # Each timed call follows a call that warms the cores, on another batch.
+    assert calls[-16::2] == [(name, (i + 1) % 3) for i in range(4) for name in ("ours", "peer")]
+    assert calls[-15::2] == [(name, i % 3) for i in range(4) for name in ("ours", "peer")]

@@ -1,0 +1,44 @@
+"""The code blocks of README and docs run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_readme_example_runs_and_does_what_its_comments_say():
+    (code,) = blocks("README.md")
+    scope = {}
+    exec(code, scope)
+    table = scope["table"]
+    assert scope["vectors"].shape == (2, 3, 64)
+    assert scope["pooled"].shape == (2, 64)
+    assert table.step == 2
+    assert (table.weight[0] == 0).all()
+
+
+def test_rule_page_runs():
+    (code,) = blocks("docs/write-a-rule.md")
+    # The rule needs a module of its own for the disk cache to find its source.
+    exec(compile(code, "write_a_rule.py", "exec"), {"__name__": "write_a_rule"})
+
+
+@pytest.mark.parametrize("page", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")))
+def test_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text()
+    for name in re.findall(r"`((?:sparsembed|docs|tests|benchmarks)/[\w/.-]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_readme_has_the_commands_that_ci_runs():
+    text = (ROOT / "README.md").read_text()
+    for marker in ("example command", "test command"):
+        (command,) = re.findall(rf"<!-- {marker} -->\n```sh\n(.*?)\n```\n<!-- /{marker} -->", text, re.DOTALL)
+        assert command.count("\n") == 0
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install")

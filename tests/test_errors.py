@@ -1,0 +1,271 @@
+"""Every wrong call raises before anything is written, with a message that says what to do about it.
+
+`CALLS` holds one right call of every public function, `BAD` wrong values of its arguments.  Each test
+makes the right call with some arguments replaced, and compares every byte that it might have written.
+"""
+
+import inspect
+import re
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.sparse
+from numpy.lib.stride_tricks import as_strided
+
+import sparsembed as se
+
+NAN, INF, ROWS, DIM = float("nan"), float("inf"), 8, 3
+
+
+class Of:
+    """An argument that is taken from the world of the test."""
+
+    def __init__(self, take):
+        self.take = take
+
+    def __repr__(self):
+        return "of_the_world"
+
+
+def ones(*shape, dtype=np.float32):
+    return np.ones(shape, dtype)
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+def world():
+    """A table in the middle of training, and whatever else a call may write to."""
+    w = SimpleNamespace(weight=np.random.default_rng(0).standard_normal((ROWS, DIM)).astype(np.float32), rate=0.1)
+    w.table = se.EmbeddingTable.from_array(w.weight, se.SparseAdam(lr=lambda step: w.rate), padding_idx=0)
+    w.table.update([1, 2, 2], ones(3, DIM))
+    w.out, w.dense = np.full((2, DIM), 7, np.float32), np.full(4, 8.0)
+    w.gradient = se.RowGradient(np.array([1, 4]), ones(2, DIM), ROWS)
+    return w
+
+
+def contents(w):
+    arrays = [w.weight, *w.table.state.values(), w.out, w.dense, w.gradient.values]
+    return [array.tobytes() for array in arrays], w.table.step
+
+
+IDS, OFFSETS, FACTORS, GRAD = np.array([1, 5]), np.array([0, 1, 2]), np.array([0.5, 2.0]), ones(2, DIM)
+BAGS, PLAIN = se.Bags(IDS, OFFSETS, FACTORS), se.Bags(IDS, OFFSETS)
+WEIGHT, OUT, SGD = Of(lambda w: w.weight), Of(lambda w: w.out), se.SGD(lr=0.1)
+POOLED = {"bags": BAGS, "grad_out": GRAD, "mode": "mean", "padding_idx": 0}
+CALLS = {
+    "plan": {"ids": IDS, "num_rows": ROWS},
+    "gather": {"weight": WEIGHT, "ids": IDS, "out": OUT},
+    "pool": {"weight": WEIGHT, "bags": BAGS, "mode": "mean", "out": OUT, "padding_idx": 0},
+    "scatter_add": {"weight": WEIGHT, "ids": IDS, "values": GRAD, "alpha": 1.0},
+    "coalesce": {"ids": IDS, "grad_out": GRAD, "num_rows": ROWS, "padding_idx": 0},
+    "pool_gradient": POOLED | {"num_rows": ROWS, "weight": None},
+    "per_sample_weights_gradient": POOLED | {"weight": WEIGHT},
+    "clip_by_global_norm": {"gradients": Of(lambda w: [w.gradient]), "max_norm": 1.0, "dense": Of(lambda w: [w.dense])},
+    "show_versions": {},
+    "RowGradient": {"rows": np.array([1, 4]), "values": GRAD, "num_rows": ROWS},
+    "RowGradient.scale": {"factor": 2.0},
+    "RowGradient.norm": {},
+    "Bags": {"ids": IDS, "offsets": OFFSETS, "per_sample_weights": FACTORS},
+    "Bags.from_padded": {"ids": np.array([[1, 0], [5, 4]]), "padding_idx": 0, "per_sample_weights": ones(2, 2)},
+    "Bags.from_lists": {"ids": [[1, 2], [5]], "per_sample_weights": [[1.0, 2.0], [0.5]]},
+    "Bags.from_csr": {"matrix": scipy.sparse.csr_array(np.eye(3))},
+    "EmbeddingTable": {
+        "num_rows": ROWS, "dim": DIM, "optimizer": SGD, "dtype": np.float32, "padding_idx": 0,
+        "initializer": se.initializers.zeros, "rng": 0},
+    "EmbeddingTable.from_array": {"weight": WEIGHT, "optimizer": SGD, "copy": True, "padding_idx": 0},
+    "EmbeddingTable.lookup": {"ids": IDS},
+    "EmbeddingTable.pool": {"bags": BAGS, "mode": "sum"},
+    "EmbeddingTable.update": {"ids": IDS, "grad_out": GRAD, "check_finite": True},
+    "EmbeddingTable.update_pooled": {"bags": BAGS, "grad_out": GRAD, "mode": "mean", "check_finite": True},
+    "EmbeddingTable.gradient": {"ids": IDS, "grad_out": GRAD},
+    "EmbeddingTable.apply": {"gradient": se.RowGradient(IDS, GRAD, ROWS), "check_finite": True},
+    "EmbeddingTable.flush": {},
+    "EmbeddingTable.state_dict": {},
+    "EmbeddingTable.load_state_dict": {"state_dict": Of(lambda w: w.table.state_dict())},
+    "testing.default_trace": {"num_rows": 5, "dim": 2, "steps": 2, "rng": 0},
+    "testing.check_optimizer": {"rule": SGD, "trace": [(IDS, GRAD)], "num_rows": ROWS},
+}  # fmt: skip
+INITIALIZERS = [f"initializers.{name}" for name in ("zeros", "uniform", "normal", "truncated_normal", "glorot_uniform")]
+RULES = [name for name in se.rules.__all__ if name != "Rule"]
+for _path in (*INITIALIZERS, *RULES):
+    _signature = inspect.signature(eval(f"se.{_path}"))
+    _required = {"shape": (4, 2), "lr": 0.1}
+    CALLS[_path] = {name: _required.get(name, given.default) for name, given in _signature.parameters.items()}
+
+# Any value will do for these: a flag, or something that NumPy checks.
+FREE = {"copy", "check_finite", "rng", "steps"}
+LOOKUPS = "plan gather scatter_add coalesce EmbeddingTable.lookup EmbeddingTable.update EmbeddingTable.gradient"
+STEPS = "EmbeddingTable.update EmbeddingTable.gradient"
+GRADIENTS = f"{STEPS} coalesce EmbeddingTable.update_pooled pool_gradient per_sample_weights_gradient"
+READS = "gather pool per_sample_weights_gradient"
+POOLS = "pool EmbeddingTable.pool EmbeddingTable.update_pooled pool_gradient per_sample_weights_gradient"
+COUNTS = "plan coalesce pool_gradient RowGradient EmbeddingTable testing.check_optimizer"
+PADDED = "pool coalesce pool_gradient per_sample_weights_gradient EmbeddingTable EmbeddingTable.from_array"
+BETAS = "SparseAdam Adam AdamW LAMB PartialRowwiseAdam"
+SPECIAL = ("betas", "weight_decay_mode", "nesterov")
+FIELDS = [(rule, name) for rule in RULES for name in CALLS[rule] if name not in SPECIAL]
+several = [IDS, np.array([[2], [9]])]
+trap = "B, 1.*silently averages"
+strided = as_strided(ones(3), (ROWS, DIM), (0, 4))
+odd = np.frombuffer(bytearray(4 * ROWS * DIM + 1), np.uint8, offset=1).view(np.float32).reshape(ROWS, DIM)
+bad_bags = se.Bags(np.array([1, 9]), OFFSETS)
+
+# (calls, argument, wrong value, exception, what the message says besides the argument's name)
+BAD = [
+    *((f"{LOOKUPS} Bags", "ids", np.array(v), TypeError, r) for v, r in (([1.0, 2], "float64"), ([True], "bool"))),
+    *((f"{LOOKUPS} Bags", "ids", v, TypeError, "int64") for v in (None, "12", np.ones(2, np.uint8), np.array([2**70]))),
+    (f"{LOOKUPS} Bags", "ids", np.ma.array([1, 5], mask=[0, 1]), TypeError, "masked.*fill"),
+    (f"{LOOKUPS} Bags", "ids", [[1, 2], [5]], ValueError, "list"),
+    (LOOKUPS, "ids", np.array([1, ROWS]), IndexError, r"ids\[1\] is 8.* < 8"),
+    (LOOKUPS, "ids", np.array([[1, 2], [-7, -2**31]], np.int32), IndexError, r"ids\[1, 0\] is -7.*0 <="),
+    (LOOKUPS.replace("gather ", ""), "ids", several, IndexError, r"ids\[1\]\[1, 0\] is 9"),
+    (LOOKUPS.replace("plan ", ""), "ids", se.plan([1, 50], 99), IndexError, "50.* 8"),
+    ("Bags", "ids", np.array([[1, 5]]), ValueError, r"\(1, 2\).*from_padded"),
+    ("Bags", "ids", se.plan([IDS, IDS], ROWS), ValueError, "several"),
+    ("Bags.from_padded", "ids", IDS, ValueError, r"\(2,\)"),
+    ("Bags.from_padded", "ids", ones(2, 2), TypeError, "float32"),
+    *(("Bags.from_lists", "ids", v, (TypeError, ValueError), "list|float") for v in ([1, 2], [[1.5]], None)),
+    *((COUNTS, "num_rows", v, TypeError, "integer") for v in (8.0, "8", True)),
+    *((COUNTS, "num_rows", v, ValueError, f"{v}") for v in (0, -8, 2**63)),
+    ("plan coalesce pool_gradient", "num_rows", 3, IndexError, "5.*< 3"),
+    *(("EmbeddingTable testing.default_trace", "dim", v, (TypeError, ValueError), "") for v in (0, 2.0, -1)),
+    ("testing.default_trace", "num_rows", 0, ValueError, ""),
+    (f"{READS} scatter_add EmbeddingTable.from_array", "weight", np.ones((8, 3), int), TypeError, "int64.*astype"),
+    *((f"{READS} scatter_add EmbeddingTable.from_array", "weight", v, (TypeError, ValueError), "float32|aligned")
+      for v in (None, odd, 5)),
+    *((f"{READS} scatter_add", "weight", v, ValueError, "shape") for v in (ones(ROWS), ones(ROWS, 0))),
+    *(("scatter_add", "weight", v, (TypeError, ValueError), r) for v, r in (
+        (read_only(ones(8, 3)), "read-only.*copy"), (ones(8, 3, dtype=np.float16), "float16"),
+        (ones(8, 3).tolist(), "list"), (strided, "memory"))),
+    ("pool_gradient", "weight", WEIGHT, ValueError, "'mean'"),
+    (GRADIENTS, "grad_out", ones(3, DIM), ValueError, r"\(2, 3\).*got \(3, 3\)$"),
+    (GRADIENTS.replace("coalesce", "").replace("pool_gradient", ""), "grad_out", ones(2, 4), ValueError, r"\(2, 4\)$"),
+    (f"{STEPS} coalesce", "grad_out", ones(2, 1, DIM), ValueError, trap),
+    (f"{STEPS} coalesce", "grad_out", ones(2, 2, DIM), ValueError, trap),
+    *((GRADIENTS, "grad_out", v, (TypeError, ValueError), "float|shape|list") for v in (
+        None, np.ones((2, 3), int), ones(2, 3, dtype=complex), ones(2, 3, dtype=np.longdouble), 1.0, [GRAD] * 3)),
+    *(("EmbeddingTable.update EmbeddingTable.update_pooled", "grad_out", np.array([[1, 1, 1], [1, v, 1]]), ValueError,
+       f"{v} at .*1.*1") for v in (NAN, INF)),
+    *(("scatter_add RowGradient", "values", v, (TypeError, ValueError), "float|shape") for v in (None, ones(3, DIM))),
+    *(("scatter_add", "alpha", v, (TypeError, ValueError), f"{v}") for v in (NAN, -INF, "x", None)),
+    ("scatter_add", "alpha", 1e300, ValueError, "float32"),
+    *(("gather pool", "out", v, (TypeError, ValueError), r) for v, r in (
+        (ones(3, DIM), r"\(2, 3\).*\(3, 3\)"), (ones(2, DIM, dtype=np.float64), "float32.*float64"),
+        (read_only(ones(2, DIM)), "writeable"), (ones(2, 6)[:, ::2], "contiguous"), (list(ones(2, DIM)), "list"),
+        (Of(lambda w: w.weight[:2]), "memory.*weight"))),
+    *((POOLS, "mode", v, ValueError, f"{v!r}") for v in ("avg", None, 0, "max")),
+    *((POOLS, "bags", v, (TypeError, ValueError), "Bags.*ndarray|Bags.*list|both be lists") for v in (IDS, [[1, 5]])),
+    (POOLS, "bags", bad_bags, IndexError, r"bags.ids\[1\] is 9"),
+    ("EmbeddingTable.update_pooled", "bags", [PLAIN, bad_bags], (IndexError, ValueError), "9|list"),
+    ("EmbeddingTable.update_pooled", "bags", [], ValueError, "empty"),
+    ("EmbeddingTable.update_pooled", "bags", se.Bags(IDS, OFFSETS, np.array([NAN, 1])), ValueError, "weights.* nan"),
+    *((PADDED, "padding_idx", v, (TypeError, ValueError, IndexError), f"{v}|bool") for v in (-1, 8, 0.5, True)),
+    *(("Bags.from_padded", "padding_idx", v, TypeError, "integer") for v in (0.5, "0")),
+    *(("clip_by_global_norm", "gradients", v, (TypeError, ValueError), "RowGradient|nan") for v in (
+        Of(lambda w: w.gradient), Of(lambda w: [w.gradient, GRAD]), None, [se.RowGradient(IDS, GRAD * NAN, ROWS)])),
+    *(("clip_by_global_norm", "max_norm", v, (TypeError, ValueError), f"{v}") for v in (-1.0, NAN, "x", None)),
+    *(("clip_by_global_norm", "dense", v, (TypeError, ValueError), r) for v, r in (
+        (Of(lambda w: w.dense), "list|sequence"), ([[8.0, 8.0]], "list"), ([np.full(4, 8)], "int64"),
+        ([np.ones(3), read_only(np.full(4, 8.0))], r"dense\[1\].*read-only"))),
+    *(("RowGradient", "rows", np.array(v), (TypeError, ValueError, IndexError), r) for v, r in (
+        ([4, 1], "increasing"), ([1, 1], "increasing"), ([[1, 4]], "one-dim"),
+        ([1, 8], r"\[1\] is 8"), ([1.0, 4], "64"))),
+    *(("RowGradient.scale", "factor", v, (TypeError, ValueError), f"{v}") for v in (NAN, INF, "x", None)),
+    *(("Bags", "offsets", np.array(v), (TypeError, ValueError), r) for v, r in (
+        ([0.0, 2], "float64"), ([0, 2, 1, 2], "decrease.*2 then 1.*position 2"), ([0, 1], r"len\(ids\) = 2, got 1"),
+        ([0, 3], "got 3"), ([1, 2], r"start at 0.*1"), ([[0, 2]], r"\(1, 2\)"), (IDS[:0], "num_bags"), (2, r"\(\)"))),
+    *(("Bags Bags.from_padded", "per_sample_weights", v, (TypeError, ValueError), "float|shape|one weight") for v in (
+        ones(3), 1.0, np.ones(2, int), np.ones((2, 2), int))),
+    *(("Bags.from_lists", "per_sample_weights", v, (TypeError, ValueError), "") for v in ([[1.0]], [1.0], [[1], [1]])),
+    *(("Bags.from_csr", "matrix", v, TypeError, r) for v, r in (
+        (scipy.sparse.coo_array(np.eye(3)), "coo_array.*tocsr"), (np.eye(3), "ndarray"),
+        (scipy.sparse.csr_array(np.eye(3) * 2j), "complex"))),
+    *(("EmbeddingTable EmbeddingTable.from_array", "optimizer", v, TypeError, "rule") for v in ("adam", se.SGD, 0.1)),
+    *((f, "dtype", v, TypeError, v) for f in ("EmbeddingTable", *INITIALIZERS) for v in ("int32", "foo", "complex64")),
+    *(("EmbeddingTable", "initializer", v, (TypeError, ValueError), "") for v in (
+        None, "zeros", lambda s, dtype, rng: ones(2, 2), lambda s, dtype, rng: np.ones(s), lambda s, dtype, rng: None)),
+    *((f, "shape", v, (TypeError, ValueError), "") for f in INITIALIZERS for v in ((-1, 2), 5)),
+    *((f"initializers.{f}", a, v, (TypeError, ValueError), f"{v}") for f, a in (
+        ("uniform", "low"), ("uniform", "high"), ("normal", "mean"), ("normal", "std"), ("truncated_normal", "mean"),
+        ("truncated_normal", "std"), ("truncated_normal", "bound")) for v in (NAN, INF, "x")),
+    *((f"initializers.{f}", a, -2.0, ValueError, "-2") for f, a in (
+        ("uniform", "high"), ("normal", "std"), ("truncated_normal", "std"), ("truncated_normal", "bound"))),
+    *((f, a, v, ValueError, f"{v}.*|not negative") for f, a in FIELDS for v in (-0.1, NAN, INF)),
+    *((f, a, v, TypeError, "number") for f, a in FIELDS for v in ("x", None, True, (0.1,), np.ones(2))),
+    *(("SGD", "nesterov", v, TypeError, "True or False") for v in ("x", None, 1)),
+    *((BETAS, "betas", v, (TypeError, ValueError), "") for v in (0.9, (0.9,), (0.9, 1.0), (NAN, 0.9), (-1, 0))),
+    *(("RowwiseAdagrad", "weight_decay_mode", v, ValueError, f"{v!r}.*|'l2'") for v in ("L2", None, 1)),
+    *(("EmbeddingTable.apply", "gradient", v, (TypeError, ValueError), r) for v, r in (
+        (GRAD, "update"), (se.RowGradient(IDS, ones(2, 4), ROWS), r"\(8, 3\).*\(8, 4\)"),
+        (se.RowGradient(IDS, GRAD, 9), r"\(9, 3\)"), (se.RowGradient(IDS, GRAD * NAN, ROWS), "nan at row 0"))),
+    *(("EmbeddingTable.load_state_dict", "state_dict", v, (TypeError, ValueError, KeyError), r) for v, r in (
+        (None, ""), ({}, "missing"), (Of(lambda w: w.table.state_dict() | {"x": 1}), "'x'"),
+        *((Of(lambda w, e=e: w.table.state_dict() | e), n) for n, e in (
+            ("step", {"step": -1}), ("step", {"step": 1.5}), ("step", {"step": [1, 2]}), ("step", {"step": "3"}),
+            ("exp_avg.*got", {"exp_avg": ones(2, 2)}), ("weight.*float64", {"weight": np.ones((8, 3))}))))),
+    *(("testing.check_optimizer", "rule", v, TypeError, "rule") for v in ("adam", se.SGD)),
+    *(("testing.check_optimizer", "trace", v, (TypeError, ValueError), "") for v in ([], [1], 5)),
+]  # fmt: skip
+CASES = [(call, *row) for calls, *row in BAD for call in calls.split()]
+LABELS = [
+    f"{path}-{name}-{re.sub('[^a-z0-9.]+', '_', repr(value).split(' at 0x')[0])[:25]}"
+    for path, name, value, *_ in CASES
+]
+# What a message may name instead of the argument.
+ALSO = {"ids": "plan", "bags": "per_sample_weights", "dtype": "data type", "shape": "dimensions", "state_dict": "step"}
+
+
+def function(path, w):
+    owner, _, name = path.rpartition(".")
+    owners = {"EmbeddingTable": w.table, "RowGradient": w.gradient}
+    return getattr(owners.get(owner) or (getattr(se, owner) if owner else se), name)
+
+
+def call(path, w, replaced):
+    given = CALLS[path] | replaced
+    given = {name: value.take(w) if isinstance(value, Of) else value for name, value in given.items()}
+    return function(path, w)(**given)
+
+
+@pytest.mark.parametrize("path", CALLS)
+def test_the_right_call_is_right(path):
+    call(path, world(), {})
+
+
+@pytest.mark.parametrize(("path", "argument", "value", "error", "says"), CASES, ids=LABELS)
+def test_a_wrong_argument_is_refused_before_anything_is_written(path, argument, value, error, says):
+    w = world()
+    before = contents(w)
+    with pytest.raises(error) as caught:
+        call(path, w, {argument: value})
+    assert contents(w) == before
+    message = str(caught.value)
+    assert re.search(rf"\b({argument}|{ALSO.get(argument, argument)})\b", message), (
+        f"does not name {argument}: {message}"
+    )
+    assert re.search(rf"(?s){says}", message), f"does not say {says}: {message}"
+    w.table.update(IDS, GRAD)  # and no lock is left behind
+    assert w.table.step == 2
+
+
+def test_the_walk_is_complete():
+    """Every public function is in `CALLS`, and every argument of it in `BAD` or `FREE`."""
+    public = set()
+    for name in set(se.__all__) - {"Plan", "reference", "rules"}:  # the reference is slow, obvious and lenient
+        value = getattr(se, name)
+        if not isinstance(value, ModuleType):
+            public.add(name)
+        members = [(each, getattr(value, each)) for each in dir(value) if each[0] != "_"]
+        here = [each for each, member in members if inspect.isroutine(member) and "sparsembed" in member.__module__]
+        if name not in RULES:
+            public |= {f"{name}.{each}" for each in here}
+    assert set(CALLS) == public
+    walked = {(path, argument) for path, argument, *_ in CASES}
+    missing = {(path, name) for path, given in CALLS.items() for name in given if name not in FREE} - walked
+    assert missing == set()
+    for path, given in CALLS.items():
+        assert set(inspect.signature(function(path, world())).parameters) == set(given), path

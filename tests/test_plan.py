@@ -1,0 +1,123 @@
+"""Plan: ids sorted once into rows and segments."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import INPUTS, PATTERNS, arrange, id_arrays, pick_ids, table_sizes
+
+import sparsembed as se
+
+
+def check(plan, flat):
+    """Compare with NumPy's stable sort."""
+    rows, counts = np.unique(flat, return_counts=True)
+    np.testing.assert_array_equal(plan.rows, rows)
+    np.testing.assert_array_equal(plan.order, np.argsort(flat, kind="stable"))
+    np.testing.assert_array_equal(plan.segment_offsets, np.cumsum([0, *counts]))
+    assert plan.rows.dtype == flat.dtype
+    assert plan.order.dtype == plan.segment_offsets.dtype == np.int32
+    assert not any(array.flags.writeable for array in (plan.rows, plan.order, plan.segment_offsets))
+
+
+@given(st.data(), table_sizes, st.sampled_from([np.int32, np.int64]))
+def test_plan(data, num_rows, dtype):
+    ids = data.draw(id_arrays(num_rows, dtype))
+    plan = se.plan(ids, num_rows)
+    check(plan, ids.reshape(-1))
+    assert plan.ids is ids
+    assert plan.num_rows == num_rows
+
+
+@given(st.data(), table_sizes, st.sampled_from([np.int32, np.int64]))
+def test_plan_of_several_lookups(data, num_rows, dtype):
+    ids = data.draw(st.lists(id_arrays(num_rows, dtype).filter(np.ndim), min_size=1, max_size=4))
+    check(se.plan(ids, num_rows), np.concatenate([each.reshape(-1) for each in ids]))
+
+
+# Around 48 insertion sort ends, around 4096 digits widen; 2**k and 2**k + 1 rows differ by a bit.
+SIZES = [1, 2, 47, 48, 49, 255, 257, 4096, 4097, 20_000]
+NUM_ROWS = [1, 2, 3, 255, 256, 257, 2047, 2048, 2049, 2**16, 2**22 + 1, 2**31 - 1]
+
+
+@pytest.mark.parametrize("num_rows", [*NUM_ROWS, 2**31, 2**33 + 1, 2**50, 2**60, 2**62, 2**63 - 1])
+def test_sizes(num_rows, rng):
+    for dtype in (np.int32, np.int64) if num_rows in NUM_ROWS else (np.int64,):
+        for n in SIZES:
+            for pattern in PATTERNS[:1] + PATTERNS[2:]:
+                ids = pick_ids(rng, n, num_rows, pattern)
+                ids[-1] = num_rows - 1
+                check(se.plan(ids.astype(dtype), num_rows), ids.astype(dtype))
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_sorted_and_reversed_ids(n):
+    for ids in (np.arange(n), np.arange(n)[::-1], np.arange(n) // 2):
+        check(se.plan(ids, n), ids)
+
+
+@pytest.mark.parametrize("layout", INPUTS)
+def test_layouts(layout, rng):
+    ids = rng.integers(0, 9, (6, 7, 2))
+    check(se.plan(arrange(ids, layout), 9), ids.ravel())
+
+
+def test_lookups_of_two_dtypes():
+    plan = se.plan([np.array([4, 1], np.int32), np.array([[2], [4]], np.int64)], 5)
+    check(plan, np.array([4, 1, 2, 4]))
+
+
+@pytest.mark.parametrize("ids", [[], np.zeros((0, 3), np.int32), [np.zeros(0, np.int64), np.zeros((2, 0), np.int64)]])
+def test_no_ids(ids):
+    plan = se.plan(ids, 5)
+    assert len(plan.rows) == len(plan.order) == 0
+    np.testing.assert_array_equal(plan.segment_offsets, [0])
+
+
+def test_numbers_and_lists():
+    check(se.plan([3, 1, 3], 4), np.array([3, 1, 3]))
+    check(se.plan(2, 4), np.array([2]))
+    assert repr(se.plan([[3, 1], [3, 3]], 4)) == "Plan(4 ids, 2 unique rows, num_rows=4)"
+
+
+def test_a_plan_of_plans_is_their_plan():
+    a, b = np.array([3, 1]), np.array([[2, 3]])
+    check(se.plan([se.plan(a, 4), se.plan(b, 4)], 4), np.array([3, 1, 2, 3]))
+    check(se.plan(se.plan(a, 4), 4), a)
+
+
+@pytest.mark.parametrize("travel", [copy.deepcopy, copy.copy, lambda plan: pickle.loads(pickle.dumps(plan))])
+def test_plans_travel(travel):
+    """To and from the worker processes of a data loader; `check` wants them read-only."""
+    check(travel(se.plan([3, 1, 3], 4)), np.array([3, 1, 3]))
+
+
+@pytest.mark.parametrize("n", [20, 5000])
+def test_plans_and_gradients_keep_their_memory(n, rng):
+    """Updates reuse the memory that they sorted in, but never that of a plan or gradient somebody holds."""
+    table = se.EmbeddingTable(99, 2, se.SGD(lr=1.0), rng=0)
+    ids, grad = rng.integers(0, 99, n), rng.standard_normal((n, 2))
+    plan, gradient, copies = se.plan(ids, 99), table.gradient(ids, grad), []
+    for _ in range(3):
+        table.update(plan, grad)
+        table.apply(gradient)
+        se.scatter_add(table.weight, plan, grad)
+        copies += [se.coalesce(ids, grad, 99), se.coalesce(plan, grad, 99), table.gradient(ids, grad)]
+        for other in (rng.integers(0, 99, n), rng.integers(0, 99, n)):
+            table.update(other, grad)
+            se.scatter_add(table.weight, other, grad)
+    check(plan, ids)
+    for each in (gradient, *copies):
+        np.testing.assert_array_equal(each.rows, np.unique(ids))
+
+
+def test_bags_take_a_plan(rng):
+    ids, grad = rng.integers(0, 9, 12), rng.standard_normal((3, 2))
+    offsets = np.array([0, 5, 5, 12])
+    one = se.pool_gradient(se.Bags(ids, offsets), grad, 9)
+    two = se.pool_gradient(se.Bags(se.plan(ids, 9), offsets), grad, 9)
+    np.testing.assert_array_equal(one.rows, two.rows)
+    np.testing.assert_array_equal(one.values, two.values)

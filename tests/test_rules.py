@@ -1,0 +1,303 @@
+"""check_optimizer: passes every rule, built in or not, and catches wrong ones."""
+
+import dataclasses
+import math
+import pickle
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from strategies import ALL_RULES
+
+import sparsembed as se
+from sparsembed import testing
+
+each_rule = pytest.mark.parametrize("rule", ALL_RULES, ids=str)
+
+
+class MomentumHyper(NamedTuple):
+    lr: float
+    mu: float
+
+
+@dataclass(frozen=True)
+class Momentum(se.rules.Rule):
+    """Heavy ball on touched rows: one slot."""
+
+    lr: float = 0.1
+    mu: float = 0.9
+    Hyper = MomentumHyper
+    slots = ("momentum",)
+
+    def hyper(self, step):
+        return self.rate(step), self.mu
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        m = hp.mu * s[0] + g
+        return w - hp.lr * m, (m,)
+
+
+class EverythingHyper(NamedTuple):
+    lr: float
+    beta: float
+    rest: float
+    eps: float
+    one: float
+
+
+@dataclass(frozen=True)
+class Everything(se.rules.Rule):
+    """As much as a rule may have: a row stage, four slots and three row slots, all different."""
+
+    lr: float = 0.1
+    beta: float = 0.5
+    Hyper = EverythingHyper
+    slots, row_slots = ("mean", "square", "largest", "last"), ("norm", "count", "rate")
+
+    def hyper(self, step):
+        return self.rate(step) / step, self.beta, 1 - self.beta, 1e-3, 1.0
+
+    @staticmethod
+    def reduce(w, g, hp):
+        return g * g + hp.rest * abs(w)
+
+    @staticmethod
+    def row(x, r, hp):
+        norm = hp.beta * r[0] + x
+        rate = hp.one / (math.sqrt(norm) + hp.eps)
+        return rate, (norm, r[1] + hp.one, rate)
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        mean, square = hp.beta * s[0] + hp.rest * g, hp.beta * s[1] + hp.rest * g * g
+        largest = max(s[2], abs(g))
+        change = a * mean / (math.sqrt(square) + largest + hp.eps)
+        return w - hp.lr * (change + hp.rest * s[3]), (mean, square, largest, g)
+
+
+class RowHyper(NamedTuple):
+    lr: float
+    tiny: float
+
+
+@dataclass(frozen=True)
+class RowNormalised(se.rules.Rule):
+    """A row stage and two slots, but no row slots."""
+
+    lr: float = 0.1
+    Hyper = RowHyper
+    slots = ("sum", "count")
+
+    def hyper(self, step):
+        return self.rate(step), 1e-6
+
+    @staticmethod
+    def reduce(w, g, hp):
+        return g * g
+
+    @staticmethod
+    def row(x, r, hp):
+        return math.sqrt(x) + hp.tiny, r
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        return w - hp.lr * g / a, (s[0] + g, s[1] + a)
+
+
+@pytest.mark.parametrize("rule", [*ALL_RULES, se.FTRL(lr=0.5, l1=0.1, l2=0.1), se.FTRL(lr=0.5)], ids=str)
+def test_built_in_rules_pass(rule):
+    assert testing.check_optimizer(rule) < 1e-5
+
+
+@pytest.mark.parametrize("rule", [Momentum(), Everything(), RowNormalised()], ids=str)
+def test_rules_of_users_pass(rule):
+    assert 0 < testing.check_optimizer(rule) < 1e-5
+
+
+@pytest.mark.parametrize("rule", [ALL_RULES[-1], Everything()], ids=str)
+def test_traces(rule):
+    """A trace of one's own: ids of any shape, more rows than ids, no ids."""
+    rng = np.random.default_rng(1)
+    shapes = [(3, 4), (0,), (20,), (2, 2, 2)]
+    trace = [(rng.integers(0, 6, shape), rng.standard_normal((*shape, 33))) for shape in shapes]
+    assert testing.check_optimizer(rule, trace, num_rows=9) < 1e-5
+    assert testing.check_optimizer(rule, iter(trace)) < 1e-5
+
+
+def test_default_trace_meets_what_goes_wrong():
+    trace = testing.default_trace(num_rows=50, dim=3, steps=8, rng=1)
+    lengths = [len(ids) for ids, _ in trace]
+    assert lengths == [0, 1, 50, 1536] * 2
+    assert all(grad.shape == (len(ids), 3) for ids, grad in trace)
+    assert max(np.bincount(trace[3][0])) > 512
+    assert len(np.unique(trace[2][0])) == 50
+
+
+def derived(base, name, **changes):
+    """A subclass of a rule with some functions replaced, and so a Hyper class of its own."""
+    hyper = NamedTuple(f"{name}Hyper", [(field, float) for field in base.Hyper._fields])
+    functions = {key: staticmethod(value) if key != "hyper" else value for key, value in changes.items()}
+    return type(name, (base,), {"Hyper": hyper, **functions})
+
+
+def ascent(w, g, s, a, hp):
+    return w + hp.lr * g, s
+
+
+def square_not_kept(w, g, s, a, hp):
+    return w - hp.step_size * g / (math.sqrt(s[0] + g * g) + hp.eps), s
+
+
+def late_correction(self, step):
+    return se.SparseAdam.hyper(self, step + 1)
+
+
+def no_mean(w, g, hp):
+    return g
+
+
+def slightly_off(w, g, s, a, hp):
+    return w - hp.lr * g * (hp.lr + hp.lr + hp.lr + hp.lr - hp.lr * hp.lr), s  # lr = 0.268: a factor of 1.00018
+
+
+WRONG = [
+    (derived(se.SGD, "Ascent", step=ascent)(lr=0.5), "table"),
+    (derived(se.SGD, "SlightlyOff", step=slightly_off)(lr=0.268), "table"),
+    (derived(se.Adagrad, "Forgetful", step=square_not_kept)(lr=0.1), "table|sum"),
+    (derived(se.SparseAdam, "Late", hyper=late_correction)(lr=0.1), "table"),
+    (derived(se.RowwiseAdagrad, "Unsquared", reduce=no_mean)(lr=0.1), "table|sum"),
+]
+
+
+@pytest.mark.parametrize(("rule", "what"), WRONG, ids=[type(rule).__name__ for rule, _ in WRONG])
+def test_wrong_rules_are_caught(rule, what):
+    with pytest.raises(AssertionError, match=rf"step \d+: .*({what}).* deviates"):
+        testing.check_optimizer(rule)
+
+
+def literal_in_step(w, g, s, a, hp):
+    return w - 0.5 * hp.lr * g, s
+
+
+def literal_in_slot(w, g, s, a, hp):
+    return w - hp.lr * g, (s[0] + 1.0,)
+
+
+def literal_in_reduce(w, g, hp):
+    return 0.5 * g * g
+
+
+def literal_in_row(x, r, hp):
+    return 1.0 / (x + hp.eps), (r[0] + x,)
+
+
+def literal_in_row_slot(x, r, hp):
+    return hp.eps, (r[0] + 0.5 * x,)
+
+
+class RowwiseHyper(NamedTuple):
+    lr: float
+    eps: float
+
+
+@dataclass(frozen=True)
+class Rowwise(se.rules.Rule):
+    """Not derived from a built-in rule, whose formula it would be compared with."""
+
+    lr: float = 0.1
+    Hyper = RowwiseHyper
+    row_slots = ("sum",)
+    reduce = staticmethod(lambda w, g, hp: g * g)
+    row = staticmethod(lambda x, r, hp: (hp.lr / (x + hp.eps), (r[0] + x,)))
+    step = staticmethod(lambda w, g, s, a, hp: (w - a * g, s))
+
+    def hyper(self, step):
+        return self.lr, 1e-3
+
+
+LITERALS = [
+    derived(Momentum, "LiteralInStep", step=literal_in_step),
+    derived(Momentum, "LiteralInSlot", step=literal_in_slot),
+    derived(Rowwise, "LiteralInReduce", reduce=literal_in_reduce),
+    derived(Rowwise, "LiteralInRow", row=literal_in_row),
+    derived(Rowwise, "LiteralInRowSlot", row=literal_in_row_slot),
+]
+
+
+@pytest.mark.parametrize("kind", LITERALS, ids=lambda each: each.__name__)
+def test_float_literals_are_caught(kind):
+    """They would compute in float64: twice as slow, and rounded differently."""
+    assert testing.check_optimizer(Rowwise()) < 1e-5
+    with pytest.raises(AssertionError, match=r"float64.*float literals"):
+        testing.check_optimizer(kind())
+
+
+@each_rule
+def test_a_rule_is_an_immutable_value(rule):
+    twin = dataclasses.replace(rule)
+    assert twin == rule
+    assert hash(twin) == hash(rule)
+    assert pickle.loads(pickle.dumps(rule)) == rule
+    assert dataclasses.replace(rule, lr=0.125) != rule
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rule.lr = 1.0
+    assert eval(repr(rule), vars(se)) == rule
+
+
+@each_rule
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scalars_have_the_dtype_of_the_table(rule, dtype):
+    scalars = rule.scalars(3, np.dtype(dtype))
+    assert type(scalars) is type(rule).Hyper
+    assert {type(each) for each in scalars} == {dtype}
+    np.testing.assert_allclose(scalars, rule.hyper(3), rtol=1e-7)
+
+
+class SlotsHyper(NamedTuple):
+    lr: float
+
+
+@dataclass(frozen=True)
+class TooManySlots(se.rules.Rule):
+    lr: float = 0.1
+    Hyper = SlotsHyper
+    slots = ("m",)
+
+    def hyper(self, step):
+        return (self.lr,)
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        return w - hp.lr * g, (g, g)
+
+
+class NoSlotsHyper(NamedTuple):
+    lr: float
+
+
+@dataclass(frozen=True)
+class TooFewSlots(TooManySlots):
+    Hyper = NoSlotsHyper
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        return w - hp.lr * g, ()
+
+
+@pytest.mark.parametrize("kind", [TooManySlots, TooFewSlots])
+def test_a_rule_that_returns_other_slots_than_it_declares_writes_nothing(kind):
+    table = se.EmbeddingTable(4, 3, optimizer=kind(), rng=0)
+    before = table.weight.copy()
+    with pytest.raises(Exception, match=f"{kind.__name__}.step must return a tuple of 1 numbers"):
+        table.update([0, 3], np.ones((2, 3), np.float32))
+    np.testing.assert_array_equal(table.weight, before)
+    assert table.step == 0
+    assert not table.state["m"].any()
+
+
+def test_huge_and_listed_hyperparameters():
+    with pytest.raises(ValueError, match="must be a number that float64 can hold"):
+        se.SGD(lr=10**400)
+    assert hash(se.SparseAdam(betas=[0.9, 0.99])) == hash(se.SparseAdam(betas=(0.9, 0.99)))

@@ -1,0 +1,294 @@
+"""The shape of the code: what may import what, which names exist, what is documented, what loads on import."""
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import sparsembed as se
+
+PACKAGE = Path(se.__file__).parent
+SOURCES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
+
+
+def imports(name, everywhere=True):
+    """Yield what a module imports: modules of the package by path ("rules/sgd"), others by dotted name."""
+    home = name.split("/")[:-1]
+    for node in ast.walk(TREES[name]) if everywhere else at_import(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from (f"{node.module}.{each.name}" for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = home[: len(home) - node.level + 1] + (node.module.split(".") if node.module else [])
+            for each in node.names:
+                candidates = ([*base, each.name], [*base, each.name, "__init__"], base, [*base, "__init__"])
+                yield next(path for path in map("/".join, candidates) if path in SOURCES)
+
+
+def at_import(tree):
+    """The nodes that run when a module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef):
+            yield node
+            yield from at_import(node)
+
+
+def inside(name, everywhere=True):
+    return {each for each in imports(name, everywhere) if each in SOURCES}
+
+
+def test_imports_are_found():
+    assert inside("rules/sgd") == {"rules/_rule", "rules/_history"}
+    assert "rules/__init__" in inside("reference")
+    assert "kernels/cpu/_intrinsics" in inside("kernels/cpu/gather")
+    assert "_jit" in inside("kernels/cpu/gather")
+    assert "numba.extending.overload" in set(imports("rules/_dispatch"))
+
+
+def test_imports_flow_one_way():
+    """No module imports one that needs it, and the layers of the design are in order."""
+    needs = {name: inside(name, everywhere=False) for name in SOURCES}
+    done = set()
+    while ready := {name for name in needs if name not in done and needs[name] <= done}:
+        done |= ready
+    assert set(needs) == done, "these modules import each other"
+
+
+ALLOWED = {  # a module, or the modules of a folder -> all that they may import
+    "kernels/": ("_jit", "_threads", "rules/_dispatch", "kernels/"),
+    "rules/": ("_cache", "rules/"),
+    "reference": ("_arrays", "_formulas", "bags", "rules/"),
+    "_formulas": ("_arrays", "rules/"),
+    "_lag": ("_arrays", "_memory", "_threads", "kernels/cpu/_intrinsics"),
+    "_arrays": (),
+    "_memory": (),
+    "_threads": (),
+    "_cache": (),
+    "_jit": ("_cache",),
+}
+FORBIDDEN = {
+    "_validate": "plan bags gradient functional table _launch",
+    "plan": "bags gradient functional table _launch",
+    "bags": "gradient functional table _launch",
+    "_launch": "_validate gradient functional table",
+    "functional": "table reference testing",
+    "table": "reference testing",
+}
+
+
+def test_layers_import_what_lies_below_them():
+    """Kernels know no validation, arrays or tables; rules know no kernels."""
+    for layer, allowed in ALLOWED.items():
+        modules = [name for name in SOURCES if name.startswith(layer)]
+        assert modules
+        for name in modules:
+            wrong = {each for each in inside(name) if not each.startswith(allowed)}
+            assert not wrong, f"{name} imports {wrong}"
+    for name, forbidden in FORBIDDEN.items():
+        assert set(forbidden.split()) <= set(SOURCES)
+        assert not inside(name) & set(forbidden.split()), name
+
+
+def test_no_source_file_is_long():
+    lengths = {name: len(path.read_text().splitlines()) for name, path in SOURCES.items()}
+    assert {name: length for name, length in lengths.items() if length > 270} == {}
+
+
+OUTSIDE = {  # what -> the only modules that may import it
+    "llvmlite.ir": {"kernels/cpu/_intrinsics"},
+    "numba.core.cgutils": {"kernels/cpu/_intrinsics"},
+    "numba.extending.intrinsic": {"kernels/cpu/_intrinsics"},
+    "numba.extending.overload": {"rules/_dispatch"},
+    "numba.core.caching": {"_cache"},
+    "threading": {"_threads", "table", "_storage"},
+    **{framework: set() for framework in ("torch", "jax", "tensorflow", "cupy", "numba.cuda", "pandas")},
+}
+
+
+@pytest.mark.parametrize("what", OUTSIDE)
+def test_each_outside_thing_has_one_home(what):
+    users = {name for name in SOURCES if any(f"{each}.".startswith(f"{what}.") for each in imports(name))}
+    assert users <= OUTSIDE[what]
+    assert users or not OUTSIDE[what]
+
+
+def test_all_options_of_the_compiler_live_in_one_module():
+    calls = {}
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("njit", "jit", "guvectorize"):
+                calls.setdefault(name, []).append(ast.unparse(node))
+            text = ast.unparse(node) if isinstance(node, ast.keyword) else ""
+            assert not text.startswith(("fastmath", "parallel=", "cache=")), f"{name}: {text}"
+    assert set(calls) == {"_jit"}, calls
+
+
+def functions_of(name):
+    return {node.name: node for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef)}
+
+
+def floats_in(node):
+    return [each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, float)]
+
+
+def test_arithmetic_keeps_the_dtype_of_the_table():
+    """A float literal is a float64 and promotes float32: rules and kernels on rows have none."""
+    for name in SOURCES:
+        if name.startswith("rules/") and (step := functions_of(name).get("step")):
+            for part in (step, functions_of(name).get("reduce"), functions_of(name).get("row")):
+                assert part is None or floats_in(part) == [], name
+    for name in ("gather", "segment", "update"):
+        assert floats_in(TREES[f"kernels/cpu/{name}"]) == [], name
+    for function in ("_add_rows", "pool_rows", "pool_max", "_factor"):  # divisors are computed in float64
+        assert floats_in(functions_of("kernels/cpu/pool")[function]) == [], function
+
+
+def test_kernels_neither_allocate_nor_raise_nor_read_outside():
+    for name in SOURCES:
+        if not name.startswith("kernels/cpu/") or name.endswith(("__init__", "_intrinsics")):
+            continue
+        text = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
+        assert not text & {"np.empty", "np.zeros", "np.array", "np.empty_like", "np.zeros_like", "np.full", "list"}, (
+            name
+        )
+        assert not [node for node in ast.walk(TREES[name]) if isinstance(node, ast.Raise | ast.Try)], name
+
+
+# The names of the design, with their parameters; programs outside this repository call them.
+NAMES = {
+    "EmbeddingTable": "num_rows dim optimizer dtype padding_idx rng",
+    "EmbeddingTable.from_array": "weight optimizer copy padding_idx",
+    "EmbeddingTable.lookup": "ids",
+    "EmbeddingTable.update": "ids grad_out check_finite",
+    "EmbeddingTable.pool": "bags mode",
+    "EmbeddingTable.update_pooled": "bags grad_out mode",
+    "EmbeddingTable.gradient": "ids grad_out",
+    "EmbeddingTable.apply": "gradient",
+    "EmbeddingTable.state_dict": "",
+    "EmbeddingTable.load_state_dict": "state_dict",
+    "Bags": "ids offsets per_sample_weights",
+    "Bags.from_padded": "ids padding_idx",
+    "Bags.from_lists": "ids",
+    "Bags.from_csr": "matrix",
+    "RowGradient": "rows values num_rows",
+    "plan": "ids num_rows",
+    "clip_by_global_norm": "gradients max_norm dense",
+    "gather": "weight ids out",
+    "pool": "weight bags mode out",
+    "scatter_add": "weight ids values alpha",
+    "coalesce": "ids grad_out num_rows",
+    "pool_gradient": "bags grad_out num_rows mode",
+    "per_sample_weights_gradient": "weight bags grad_out mode",
+    "testing.check_optimizer": "rule trace",
+    "reference.gather": "weight ids",
+    "reference.pool": "weight bags mode",
+    "reference.scatter_add": "weight ids values alpha",
+    "reference.coalesce": "ids grad_out num_rows",
+    "reference.pool_gradient": "bags grad_out num_rows mode",
+    "reference.per_sample_weights_gradient": "weight bags grad_out mode",
+    "SGD": "lr",
+    "Adagrad": "lr",
+    "RowwiseAdagrad": "lr",
+    "SparseAdam": "lr betas eps",
+}
+
+
+def find(path):
+    value = se
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+@pytest.mark.parametrize("path", [*NAMES])
+def test_the_names_of_the_design_exist(path):
+    parameters = inspect.signature(find(path)).parameters
+    assert set(NAMES[path].split()) <= set(parameters)
+
+
+def test_attributes_of_the_design_exist():
+    table = se.EmbeddingTable(3, 2, se.SparseAdam(), rng=0)
+    assert (table.weight.shape, table.step, list(table.state)) == ((3, 2), 0, ["exp_avg", "exp_avg_sq"])
+    gradient = table.gradient(np.array([1]), np.ones((1, 2)))
+    assert (gradient.rows.shape, gradient.values.shape, gradient.num_rows) == ((1,), (1, 2), 3)
+    assert np.shares_memory(table[np.array([1])], table.weight) is False
+    plan = se.plan(np.array([1, 1]), 3)
+    assert (list(plan.rows), list(plan.order), list(plan.segment_offsets)) == ([1], [0, 1], [0, 2])
+
+
+def public():
+    """Every public function and class, and every public method, by path."""
+    for name in se.__all__:
+        value = getattr(se, name)
+        members = {each: getattr(value, each) for each in dir(value) if each[0] != "_"}
+        if isinstance(value, ModuleType):
+            mine = {k: v for k, v in members.items() if getattr(v, "__module__", "").startswith(value.__name__)}
+            yield from ((f"{name}.{k}", v) for k, v in mine.items() if inspect.isroutine(v) or inspect.isclass(v))
+        else:
+            yield name, value
+            routines = {k: v for k, v in members.items() if inspect.isroutine(v) and "sparsembed" in v.__module__}
+            yield from ((f"{name}.{k}", v) for k, v in routines.items() if not issubclass(value, se.rules.Rule))
+
+
+PUBLIC = dict(public())
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_public_things_are_documented(path):
+    """Methods of tables, gradients and the reference may leave the example to the class or the function."""
+    value, text = PUBLIC[path], inspect.getdoc(PUBLIC[path]) or ""
+    assert text.split("\n")[0].endswith((".", ":", "``")), "starts with a sentence"
+    owner = path.split(".")[0] if "." in path else ""
+    assert ">>> " in text or owner in ("EmbeddingTable", "RowGradient", "reference") or path == "Plan", "no example"
+    names = set(inspect.signature(value).parameters) - {"self", "transient"}
+    if owner not in ("reference", "initializers", "Bags", "RowGradient") and path not in (
+        "Plan",
+        "EmbeddingTable.pool",
+    ):
+        assert not names or "Parameters\n------" in text
+        assert {name for name in names if name not in text} == set(), "parameters without a word"
+
+
+def python(script, **env):
+    paths = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    given = os.environ | {"PYTHONPATH": paths} | env
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_and_use_load_no_framework_and_import_starts_nothing():
+    script = """
+import sys, threading
+import sparsembed
+heavy = "numba.cuda torch jax tensorflow cupy pandas scipy.sparse pytest sparsembed.reference sparsembed.testing"
+print([name for name in heavy.split() if name in sys.modules], threading.active_count())
+table = sparsembed.EmbeddingTable(9, 2, sparsembed.SGD(lr=0.1))
+table.update([1], table.lookup([1]))
+print([name for name in heavy.split() if name in sys.modules])
+sparsembed.reference.onehot([1], 2)
+print("scipy.sparse" in sys.modules)
+"""
+    assert python(script).splitlines() == ["[] 1", "[]", "True"]
+
+
+def test_show_versions_prints_what_an_issue_needs():
+    lines = dict(
+        line.split(maxsplit=1) for line in python("import sparsembed; sparsembed.show_versions()").splitlines()
+    )
+    assert {"sparsembed", "numba", "llvmlite", "numpy", "scipy", "python", "system", "processor", "threads"} <= set(
+        lines
+    )
+    assert lines["numpy"] == np.__version__
+    assert (
+        int(python("import sparsembed; sparsembed.show_versions()", NUMBA_NUM_THREADS="3").count("threads      3")) == 1
+    )

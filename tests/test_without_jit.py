@@ -1,0 +1,44 @@
+"""The kernels are plain Python too: under NUMBA_DISABLE_JIT they compute what the compiled ones do."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+PROGRAM = """
+import sys
+import numpy as np
+import sparsembed as se
+
+rng = np.random.default_rng(0)
+ids, grad = rng.integers(0, 20, 60), rng.standard_normal((60, 5)).astype(np.float32)
+found = []
+for rule in (se.SGD(0.1), se.Adagrad(0.1), se.RowwiseAdagrad(0.1, weight_decay=0.01), se.SparseAdam(0.1)):
+    table = se.EmbeddingTable(20, 5, optimizer=rule, padding_idx=3, rng=1)
+    table.update([ids[:20], ids[20:]], [grad[:20], grad[20:]])
+    weighted = se.Bags(ids, np.array([0, 10, 10, 60]), rng.random(60).astype(np.float32))
+    plain = se.Bags(ids, weighted.offsets)
+    for bags, mode in ((weighted, "sum"), (weighted, "mean"), (weighted, "sqrtn"), (plain, "max")):
+        found.append(table.pool(bags, mode))
+        table.update_pooled(bags, grad[:3], mode)
+    found += [table.weight, table.gradient(ids, grad).values, table.lookup(ids)]
+    found.append(se.per_sample_weights_gradient(table.weight, weighted, grad[:3], "mean"))
+half = table.weight.astype(np.float16)
+found += [se.gather(half, ids), se.pool(half, plain)]
+np.savez(sys.argv[1], *found)
+"""
+
+
+def run(path, **environment):
+    subprocess.run([sys.executable, "-c", PROGRAM, path], check=True, env=os.environ | environment, timeout=300)
+    with np.load(path) as saved:
+        return [saved[name] for name in saved.files]
+
+
+def test_plain_python_equals_compiled(tmp_path):
+    compiled = run(str(tmp_path / "compiled.npz"))
+    plain = run(str(tmp_path / "plain.npz"), NUMBA_DISABLE_JIT="1")
+    assert len(compiled) == len(plain) == 34
+    for a, b in zip(compiled, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
