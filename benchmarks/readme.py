@@ -21,8 +21,8 @@ def row(work: Any, size: Any, ids: str, peer: str, pairs: Paired, limit: float) 
     ratio = quartiles([a / b if work.kind == "slower" else b / a for a, b in times])
     ours = quartiles(pairs.ours)
 
-    def reaches(bound: float) -> bool:
-        return ratio[1] <= bound if work.kind == "slower" else ratio[1] >= bound
+    def reaches(bound: float | None) -> bool:
+        return bound is not None and (ratio[1] <= bound if work.kind == "slower" else ratio[1] >= bound)
 
     return {
         "work": work.name.format(**size._asdict()),
@@ -36,7 +36,7 @@ def row(work: Any, size: Any, ids: str, peer: str, pairs: Paired, limit: float) 
         "ratio": list(ratio),
         "least": work.least,
         "aim": work.aim,
-        "met": "aim" if reaches(work.aim) else "least" if reaches(work.least) else "no",
+        "met": "" if work.least is None else "aim" if reaches(work.aim) else "least" if reaches(work.least) else "no",
         "share_of_limit": limit / ours[1],
     }
 
@@ -56,10 +56,11 @@ def _cells(line: dict[str, Any]) -> list[str]:
 
     bound = "at most" if kind == "slower" else "at least"
     met = {
-        "aim": f"yes: {bound} {amount(line['aim'])}",
-        "least": f"yes: {bound} {amount(line['least'])} (aim {amount(line['aim'])})",
-        "no": f"**no**: {bound} {amount(line['least'])}",
-    }[line["met"]]
+        "": lambda: "",
+        "aim": lambda: f"yes: {bound} {amount(line['aim'])}",
+        "least": lambda: f"yes: {bound} {amount(line['least'])} (aim {amount(line['aim'])})",
+        "no": lambda: f"**no**: {bound} {amount(line['least'])}",
+    }[line["met"]]()
     return [
         line["work"],
         line["ids"],

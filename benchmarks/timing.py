@@ -187,7 +187,7 @@ def copy_bandwidth(size: int, effort: Effort) -> dict[str, float]:
 
 def machine(threads: int) -> dict[str, Any]:
     """What the numbers were measured on."""
-    names = ("sparsembed", "numba", "numpy", "torch", "fbgemm-gpu-cpu")
+    names = ("sparsembed", "numba", "numpy", "scipy", "torch", "fbgemm-gpu-cpu", "jax", "optax")
     versions = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -160,3 +160,20 @@ def test_no_bags(mode):
     where = {"weight": weight} if mode == "max" else {}
     assert se.pool(weight, bags, mode).shape == (0, 2)
     assert se.pool_gradient(bags, np.zeros((0, 2)), 3, mode, **where).values.shape == (0, 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dim", [1, 3, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 80, 100, 127, 128, 200])
+def test_sums_in_registers_have_the_bits_of_sums_in_memory(dim, dtype):
+    """Rows whose numbers lie apart take the plain loop; and nothing is written beside a row."""
+    rng = np.random.default_rng(dim)
+    weight = rng.standard_normal((50, dim)).astype(dtype)
+    apart = np.repeat(weight, 2, axis=1)[:, ::2]
+    assert not apart.flags.c_contiguous or dim == 1
+    weights = rng.standard_normal(200) if dim % 2 else None
+    bags = se.Bags(rng.integers(0, 50, 200), np.array([0, 7, 7, 8, 40, 200]), weights)
+    expected, kind = se.pool(apart, bags, padding_idx=3), np.result_type(dtype, np.float32)
+    room = np.full((7, dim), 7, kind)
+    se.pool(weight, bags, padding_idx=3, out=room[1:6])
+    np.testing.assert_array_equal(room[1:6], expected)
+    assert (room[[0, 6]] == 7).all()

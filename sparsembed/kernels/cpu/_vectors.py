@@ -1,0 +1,189 @@
+"""Sums of rows that stay in registers: vectors of 256 or 64 bytes as values of their own.
+
+A loop over the columns of a row inside a loop over rows loads and stores the running sum for each row: LLVM
+cannot keep it in registers, since it does not know the dim.  256 bytes are four AVX-512 registers, and summing
+the rows of bags in the second-level cache takes half the time (64 columns of float32: 3.3 ns a row instead of
+7.8).  Each number is still added in order, so the bits are those of the plain loop.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, config
+from numba.extending import intrinsic, models, register_model
+
+WIDE, NARROW, _LINE = 256, 64, 64  # bytes
+_I16, _I32 = ir.IntType(16), ir.IntType(32)
+
+
+class Lanes(types.Type):
+    """The Numba type of `width` numbers in registers."""
+
+    def __init__(self, dtype: Any, width: int) -> None:
+        self.dtype, self.width = dtype, width
+        super().__init__(name=f"Lanes({dtype}, {width})")
+
+
+@register_model(Lanes)
+class _Model(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Lanes) -> None:
+        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), kind.width))
+
+
+def _zeros(num_bytes: int) -> Any:
+    @intrinsic
+    def zeros(typing, like):
+        kind = Lanes(like.dtype, 8 * num_bytes // like.dtype.bitwidth)
+
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return ir.Constant(context.get_value_type(kind), None)
+
+        return kind(like), codegen
+
+    return zeros
+
+
+wide, narrow = _zeros(WIDE), _zeros(NARROW)
+
+
+def _spread(builder: Any, value: Any, width: int) -> Any:
+    """A vector that holds one number everywhere."""
+    first = builder.insert_element(ir.Constant(ir.VectorType(value.type, width), None), value, _I32(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, width), None))
+
+
+def _mask(builder: Any, width: int, count: Any) -> Any:
+    """The first `count` lanes."""
+    lanes = ir.Constant(ir.VectorType(_I32, width), list(range(width)))
+    return builder.icmp_signed("<", lanes, _spread(builder, builder.trunc(count, _I32), width))
+
+
+def _name(item: Any, width: int) -> str:
+    bits = {ir.HalfType(): "i16", ir.FloatType(): "f32", ir.DoubleType(): "f64"}[item]
+    return f"v{width}{bits}.p0"
+
+
+@intrinsic
+def load(typing, array, address, like, rest):
+    """Read lanes as wide as `like`, or only the first `rest` of them, from memory that holds what `array` does."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind, half = context.get_value_type(like), signature.args[0].dtype == types.uint16
+        held = ir.VectorType(ir.HalfType() if half else kind.element, like.width)
+        raw = ir.VectorType(_I16, like.width) if half else held
+        pointer = builder.inttoptr(arguments[1], raw.as_pointer())
+        if rest == types.none:
+            value = builder.load(pointer, align=2 if half else like.dtype.bitwidth // 8)
+        else:
+            mask = _mask(builder, like.width, arguments[3])
+            function = ir.FunctionType(raw, [pointer.type, _I32, mask.type, raw])
+            name = f"llvm.masked.load.{_name(held.element, like.width)}"
+            masked = cgutils.get_or_insert_function(builder.module, function, name)
+            align = _I32(2 if half else like.dtype.bitwidth // 8)
+            value = builder.call(masked, [pointer, align, mask, ir.Constant(raw, None)])
+        return builder.fpext(builder.bitcast(value, held), kind) if half else value
+
+    return like(array, types.intp, like, rest), codegen
+
+
+@intrinsic
+def fetch(typing, address, like):
+    """Ask for the cache lines that `load` will need soon, and for one more if they start within a line.
+
+    A constant number of instructions: the tests and jumps of `prefetch` cost 15 % of a sum in the cache.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        size = like.width * like.dtype.bitwidth // 8
+        for offset in (*range(0, size, _LINE), size - 1):
+            place = builder.inttoptr(builder.add(arguments[0], arguments[0].type(offset)), byte)
+            builder.call(function, [place, _I32(0), _I32(3), _I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, like), codegen
+
+
+@intrinsic
+def save(typing, address, value, rest):
+    """Write lanes, or only the first `rest` of them."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes, align = arguments[1], value.dtype.bitwidth // 8
+        pointer = builder.inttoptr(arguments[0], lanes.type.as_pointer())
+        if rest == types.none:
+            builder.store(lanes, pointer, align=align)
+        else:
+            mask = _mask(builder, value.width, arguments[2])
+            function = ir.FunctionType(ir.VoidType(), [lanes.type, pointer.type, _I32, mask.type])
+            name = f"llvm.masked.store.{_name(lanes.type.element, value.width)}"
+            masked = cgutils.get_or_insert_function(builder.module, function, name)
+            builder.call(masked, [lanes, pointer, _I32(align), mask])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, value, rest), codegen
+
+
+@intrinsic
+def add(typing, a, b):
+    """Add lane by lane."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fadd(*arguments)
+
+    return a(a, b), codegen
+
+
+def _by_number(operation: str) -> Any:
+    @intrinsic
+    def by_number(typing, lanes, number):
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(builder, operation)(arguments[0], _spread(builder, arguments[1], lanes.width))
+
+        return lanes(lanes, lanes.dtype), codegen
+
+    return by_number
+
+
+multiply, divide = _by_number("fmul"), _by_number("fdiv")
+
+
+if config.DISABLE_JIT:
+
+    def wide(like):
+        return np.zeros(WIDE // like.itemsize, like.dtype)
+
+    def narrow(like):
+        return np.zeros(NARROW // like.itemsize, like.dtype)
+
+    def load(array, address, like, rest):
+        count = len(like) if rest is None else rest
+        lanes = np.zeros(len(like), like.dtype)
+        lanes[:count] = _at(address, count, np.float16 if array.dtype == np.uint16 else array.dtype)
+        return lanes
+
+    def fetch(address, like):
+        pass
+
+    def save(address, value, rest):
+        count = len(value) if rest is None else rest
+        _at(address, count, value.dtype)[:] = value[:count]
+
+    def _at(address, count, dtype):
+        import ctypes
+
+        memory = (ctypes.c_char * int(count * np.dtype(dtype).itemsize)).from_address(int(address))
+        return np.frombuffer(memory, dtype)
+
+    def add(a, b):
+        return a + b
+
+    def multiply(lanes, number):
+        return lanes * number
+
+    def divide(lanes, number):
+        return lanes / number
