@@ -1,1 +1,1 @@
-"""Measurements: against peers (`python -m benchmarks.peers`) and over time (asv, see `bench_engine`)."""
+"""Measurements: against peers (`python -m benchmarks.peers`) and over time (asv, see `bench_*, dashboard`)."""

@@ -27,7 +27,7 @@ class Work(NamedTuple):
     least: float | None = None
     aim: float | None = None
     needs: tuple[str, ...] = ()  # modules
-    arguments: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    arguments: dict[str, Any] = {}
     streams: tuple[str, ...] = ("uniform", "production")
     kind: str = "faster"  # or "limit": share of it; "slower": how much
 

@@ -8,19 +8,48 @@ import numba
 import numpy as np
 import pytest
 
+import sparsembed as se
+
 pytest.importorskip("benchmarks", reason="benchmarks are not part of an installed package")
 
-from benchmarks import bench_engine, contests, ids, peers, readme, timing
+from benchmarks import (
+    bench_first_call,
+    bench_kernels,
+    bench_limits,
+    bench_memory,
+    bench_training,
+    cases,
+    contests,
+    ids,
+    peers,
+    readme,
+    timing,
+)
 from benchmarks.workload import FULL, TINY
 
+SUITE = (bench_first_call, bench_kernels, bench_limits, bench_memory, bench_training)
 BENCHMARKS = [
-    (cls, name)
-    for _, cls in inspect.getmembers(bench_engine, inspect.isclass)
+    pytest.param(cls, name, id=f"{cls.__module__.split('.')[-1]}.{cls.__name__}.{name}")
+    for module in SUITE
+    for _, cls in inspect.getmembers(module, inspect.isclass)
     for name in dir(cls)
-    if cls.__module__ == bench_engine.__name__
-    and not cls.__name__.startswith("_")
-    and name.startswith(("time_", "track_"))
+    if cls.__module__ == module.__name__ and name.startswith(("time_", "track_", "peakmem_"))
 ]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Every shape of the suite at its smallest."""
+    threads = numba.get_num_threads()
+    small = TINY._replace(copy_bytes=1 << 16)
+    monkeypatch.setattr(cases, "SHAPES", dict.fromkeys(cases.SHAPES, small))
+    monkeypatch.setattr(cases, "BASE", small)
+    monkeypatch.setattr(bench_limits, "EFFORT", TINY.effort)
+    monkeypatch.setattr(timing, "_PAUSE", 0)
+    cases.prepare.cache_clear()
+    yield
+    cases.prepare.cache_clear()
+    timing.set_threads(threads)
 
 
 def _reuse(stream):
@@ -81,20 +110,45 @@ def test_hot_and_distinct_streams():
         ids.make("production", 10, 1_000, rng)
 
 
+@pytest.mark.filterwarnings("ignore")  # of frameworks
+@pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(("cls", "name"), BENCHMARKS)
 def test_asv_benchmarks_run(cls, name):
-    smallest = [values[0] for values in cls.params[:1]]
-    for others in itertools.product(*cls.params[1:]):
+    ran = 0
+    for values in itertools.product(*getattr(cls, "params", [])):
+        if hasattr(cls, "param_names") and cls.param_names[0] == "shape" and values[0] != cls.params[0][0]:
+            continue  # all shapes are the same one here
         benchmark = cls()
-        benchmark.setup(*smallest, *others)
-        value = getattr(benchmark, name)(*smallest, *others)
-        assert value is None or value >= 0
+        try:
+            getattr(benchmark, "setup", lambda *_: None)(*values)
+        except NotImplementedError:  # such as a peer that is not installed
+            continue
+        value = getattr(benchmark, name)(*values)
+        getattr(benchmark, "teardown", lambda *_: None)(*values)
+        assert (value is None) == (not name.startswith("track_"))
+        assert value is None or value > 0 or "state_bytes" in name
+        ran += 1
+    assert ran
 
 
-def test_asv_knows_all_rules_that_it_names():
-    bench_engine._table.cache_clear()
-    with pytest.raises(NotImplementedError):
-        bench_engine._table("small", "uniform", "NoSuchRule")
+@pytest.mark.usefixtures("tiny")
+def test_asv_records_the_threads():
+    assert bench_limits.track_threads() == cases.THREADS == numba.get_num_threads()
+
+
+def test_asv_knows_what_cannot_run():
+    with pytest.raises(NotImplementedError, match="no NoSuchRule"):
+        cases.rule("NoSuchRule")
+    with pytest.raises(NotImplementedError, match="100,000 such ids"):
+        cases.size("10,000 x 64", "production")
+    assert cases.size("10,000 x 64", "uniform").num_rows == 10_000
+
+
+def test_asv_times_every_rule_and_the_documented_shapes():
+    rules = {name for name in se.rules.__all__ if name not in ("Rule", "RULES")} & set(dir(se))
+    assert rules <= set(cases.RULES), rules - set(cases.RULES)
+    assert {size.dim for size in cases.SHAPES.values()} == {16, 33, 64, 128, 256}
+    assert {size.num_rows for size in cases.SHAPES.values()} == {10**k for k in range(4, 8)}
 
 
 @pytest.mark.filterwarnings("ignore")  # of frameworks

@@ -148,7 +148,13 @@ def test_arithmetic_keeps_the_dtype_of_the_table():
                 assert part is None or floats_in(part) == [], name
     for name in ("gather", "segment", "update"):
         assert floats_in(TREES[f"kernels/cpu/{name}"]) == [], name
-    for function in ("_add_rows", "_pool_columns", "pool_rows", "pool_max", "_factor"):  # divisors are computed in float64
+    for function in (
+        "_add_rows",
+        "_pool_columns",
+        "pool_rows",
+        "pool_max",
+        "_factor",
+    ):  # divisors are computed in float64
         assert floats_in(functions_of("kernels/cpu/pool")[function]) == [], function
 
 

@@ -1,0 +1,73 @@
+"""The benchmarks over the last commits, as web pages: ``python -m benchmarks.dashboard [--commits 10] [--full]``
+
+Runs asv, each commit in an environment of its own kind, and writes docs/_build/html/benchmarks; then
+``python -m benchmarks.dashboard --serve`` shows them.  Results are kept in benchmarks/results, and a commit
+that has some is not run again.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# The first shape and two streams; --full runs all of them, which takes half an hour for each commit.
+CHOSEN = (
+    r"bench_(kernels|training)\..*\('1,000,000 x 64', '(uniform|production)'(\)|, 'SparseAdam'|, 'Adam'|, 'SGD')",
+    r"Bandwidth\.track_share.*'(uniform|production)'",
+    r"Peers\..*(torch_training|fbgemm_pooled|torch_pool|numpy_gather)'",
+    r"bench_memory\.(Table\.track_state|Workspace.*'uniform'|Peak)",
+    r"bench_first_call",
+    r"track_threads",
+)
+
+
+def asv(*arguments: str) -> None:
+    """Run asv in this folder; its last line says what went wrong, if anything."""
+    command = [sys.executable, "-m", "asv", *arguments]
+    print("$ asv", *arguments, flush=True)
+    subprocess.run(command, cwd=HERE, check=True, env=os.environ | {"NUMBA_NUM_THREADS": str(threads())})
+
+
+def threads() -> int:
+    """Threads to measure with: two, or the one that there is."""
+    return min(2, os.cpu_count() or 1)
+
+
+def commits(number: int) -> list[str]:
+    """The last commits, oldest first, so that a run that is stopped leaves a history without gaps."""
+    command = ["git", "rev-list", "--first-parent", f"--max-count={number}", "HEAD"]
+    return subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True).stdout.split()[::-1]
+
+
+def measure(number: int, machine: str, options: list[str]) -> None:
+    """Run the suite for the last commits that have no results yet."""
+    asv("machine", "--yes", "--machine", machine)
+    with tempfile.TemporaryDirectory() as folder:
+        hashes = Path(folder, "commits")
+        hashes.write_text("\n".join(commits(number)) + "\n")
+        asv("run", f"HASHFILE:{hashes}", "--skip-existing-commits", "--machine", machine, *options)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dashboard", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--commits", type=int, default=10, metavar="N", help="how many (10); 0 only makes the pages")
+    parser.add_argument("--full", action="store_true", help="all shapes and streams")
+    parser.add_argument("--quick", action="store_true", help="time every benchmark once")
+    parser.add_argument("--machine", default=f"{os.cpu_count()}-cores", help="name that results are kept under")
+    parser.add_argument("--serve", action="store_true", help="show the pages at an address of this machine")
+    options = parser.parse_args(arguments)
+    if options.serve:
+        asv("preview")
+        return
+    if options.commits:
+        chosen = [] if options.full else [part for each in CHOSEN for part in ("--bench", each)]
+        quick = ["--quick"] if options.quick else ["--attribute", "rounds=1", "--attribute", "repeat=5"]
+        measure(options.commits, options.machine, [*chosen, *quick])
+    asv("publish")
+
+
+if __name__ == "__main__":
+    main()
