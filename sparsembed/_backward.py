@@ -56,25 +56,27 @@ def pooled_gradients(
     if table is not None and dim != table.shape[1]:
         raise ValueError(f"grad_out must have dim = {table.shape[1]} columns, got {dim}")
     sorted_once = None if several else bags[0]._plan
-    plan = (
-        as_plan(sorted_once, num_rows) if sorted_once else Plan([each.ids for each in bags], num_rows, transient=True)
-    )
+    if sorted_once:
+        plan = as_plan(sorted_once, num_rows)
+    else:
+        ids = [each.ids for each in bags] if several else bags[0].ids
+        plan = Plan(ids, num_rows, transient=True, name="bags.ids")
     counts = [len(each.ids) for each in bags]
-    bag_of = np.empty(sum(counts), np.int32 if sum(map(len, bags)) < 2**31 else np.int64)
-    coefs = np.empty(sum(counts), grads[0].dtype)
+    bag_of = plan._room(np.int32 if sum(map(len, bags)) < 2**31 else np.int64)
+    ones = mode in ("sum", "max") and all(each.per_sample_weights is None for each in bags)
+    coefs = None if ones else np.empty(sum(counts), grads[0].dtype)
     winners, start = [], 0
     for each, count in zip(bags, counts, strict=True):
         part = slice(start, start + count)
-        weights = weights_of(each, coefs.dtype)
-        _launch.expand(each, weights, check.MODES[mode], padding, bag_of[part], coefs[part])
+        weights = weights_of(each, grads[0].dtype)
+        factors = None if coefs is None else coefs[part]
+        _launch.expand(each, weights, check.MODES[mode], padding, bag_of[part], factors)
         if mode == "max" and table is not None:
             shape = (each.num_bags, table.shape[1])
             winners.append(_launch.pool_max(table, each, padding, _memory.empty(shape, result_dtype(table)), lag))
         start += count
     if mode == "max":
         return plan, _launch.Gradients(grads, counts, bag_of, None, winners[0])
-    if mode == "sum" and all(each.per_sample_weights is None for each in bags):
-        return plan, _launch.Gradients(grads, counts, bag_of)  # every factor is one
     return plan, _launch.Gradients(grads, counts, bag_of, coefs)
 
 
@@ -90,13 +92,13 @@ def max_gradient(
     return sum(parts[1:], parts[0])
 
 
-def as_bags(bags: Any, grad_out: Any, num_rows: int, mode: Any) -> tuple[list[Bags], list[Any]]:
-    """Check one or several sets of bags; returns lists of them and of their gradients."""
+def as_bags(bags: Any, grad_out: Any, mode: Any) -> tuple[list[Bags], list[Any]]:
+    """Check one or several sets of bags, but for the range of their ids; returns lists of them and of gradients."""
     parts, grads = (list(bags), grad_out) if isinstance(bags, list | tuple) else ([bags], [grad_out])
     if not parts or not isinstance(grads, list | tuple):
         raise ValueError("bags and grad_out must both be lists of one length, not empty, or neither a list")
     for each in parts:
-        check_bags(each, num_rows, mode, None)
+        check_mode(each, mode)
     return parts, list(grads)
 
 
@@ -118,13 +120,18 @@ def row_gradient(plan: Plan, grads: _launch.Gradients, num_rows: int, padding: i
 
 def check_bags(bags: Any, num_rows: int, mode: Any, padding_idx: Any) -> tuple[int, int]:
     """Check bags, mode and padding; returns the mode's number and the padding id or -1."""
+    number = check_mode(bags, mode)
+    check.in_range(bags.ids, num_rows, "bags.ids", bags.ids.shape)
+    return number, check.padding(padding_idx, num_rows)
+
+
+def check_mode(bags: Any, mode: Any) -> int:
+    """Check bags but for the range of their ids, which a plan checks; returns the mode's number."""
     if not isinstance(bags, Bags):
         raise TypeError(
             f"bags must be a sparsembed.Bags, got {type(bags).__name__}; make one with se.Bags(ids, offsets)"
         )
-    number = check.mode(mode, bags.per_sample_weights is not None)
-    check.in_range(bags.ids, num_rows, "bags.ids", bags.ids.shape)
-    return number, check.padding(padding_idx, num_rows)
+    return check.mode(mode, bags.per_sample_weights is not None)
 
 
 def weights_of(bags: Bags, dtype: Any) -> Array | None:

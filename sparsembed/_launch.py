@@ -232,8 +232,8 @@ def pool_max(weight: Array, bags: Bags, padding: int, out: Array, lag: Lag | Non
     return winners
 
 
-def expand(bags: Bags, weights: Array | None, mode: int, padding: int, bag_of: Array, coefs: Array) -> None:
-    """Fill in the bag and the factor of each occurrence."""
+def expand(bags: Bags, weights: Array | None, mode: int, padding: int, bag_of: Array, coefs: Array | None) -> None:
+    """Fill in the bag and, if asked for, the factor of each occurrence."""
     pool_kernels.expand_bags(bags.ids, bags.offsets, weights, mode, padding, bag_of, coefs)
 
 

@@ -11,7 +11,7 @@ from .kernels.cpu.segment import CHUNK, find_segments, pack, sort_keys
 
 _INSERTION = 48  # up to this many ids, insertion beats radix
 _WIDE = 4096
-_KEPT, _LARGEST_KEPT = 2, 1 << 21  # buffers kept for the next transient plan, and ids in each
+_KEPT, _LARGEST_KEPT = 3, 1 << 21  # buffers kept for the next transient plan, and ids in each
 _buffers: list[Array] = []
 _NO_HOT = (np.zeros(0, np.int64), np.zeros(1, np.int64))
 
@@ -48,12 +48,12 @@ class Plan:
         "several",
     )
 
-    def __init__(self, ids: Any, num_rows: int, transient: bool = False) -> None:
+    def __init__(self, ids: Any, num_rows: int, transient: bool = False, name: str = "ids") -> None:
         self.num_rows = check.count(num_rows, "num_rows")
         self.several = is_several(ids)
         self.ids: Any = tuple(map(original, ids)) if self.several else original(ids)
         parts = self.ids if self.several else (self.ids,)
-        names = [f"ids[{i}]" for i in range(len(parts))] if self.several else ["ids"]
+        names = [f"{name}[{i}]" for i in range(len(parts))] if self.several else [name]
         self._lookups = [check.flat_ids(part, self.num_rows, name) for part, name in zip(parts, names, strict=True)]
         self._transient = transient
         self._buffers: list[Array] = []
@@ -69,6 +69,14 @@ class Plan:
         if self._transient and len(_buffers) < _KEPT and len(self.order) <= _LARGEST_KEPT:
             _buffers.extend(self._buffers)
         self._transient = False
+
+    def _room(self, dtype: Any) -> Array:
+        """Return memory for one number per id, which the next transient plan gets."""
+        if not self._transient:
+            return np.empty(len(self.order), dtype)
+        self._buffers.append(_buffer(len(self.order) + 1))
+        room: Array = self._buffers[-1].view(dtype)
+        return room[: len(self.order)]
 
     @property
     def counts(self) -> list[int]:

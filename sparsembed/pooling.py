@@ -5,7 +5,7 @@ from typing import Any
 from . import _launch, _memory
 from . import _validate as check
 from ._arrays import kind_of, kind_of_either, to_kind
-from ._backward import check_bags, pooled_gradients, result_dtype, row_gradient, weights_of
+from ._backward import check_bags, check_mode, pooled_gradients, result_dtype, row_gradient, weights_of
 from ._lag import Lag
 from .bags import Bags
 from .gradient import RowGradient
@@ -111,7 +111,8 @@ def pool_gradient(
     table = None if weight is None else check.weight(weight)
     if table is not None and len(table) != num_rows:
         raise ValueError(f"weight must have num_rows = {num_rows} rows, got {len(table)}")
-    _, padding = check_bags(bags, num_rows, mode, padding_idx)
+    check_mode(bags, mode)
+    padding = check.padding(padding_idx, num_rows)
     batch, grads = pooled_gradients([bags], [grad_out], mode, num_rows, padding, table, None, None)
     return row_gradient(batch, grads, num_rows, padding, kind_of(grad_out))
 

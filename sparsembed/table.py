@@ -189,10 +189,11 @@ class EmbeddingTable(TableStorage):
 
         Notes
         -----
-        24 bytes per id of workspace; mode "max" needs 4 more per element of `grad_out`.
+        24 bytes per id of workspace, and one number more for weights and for modes that divide; mode "max"
+        needs 4 bytes more per element of `grad_out`.
         """
         rule = self._trainable()
-        parts, grads = backward.as_bags(bags, grad_out, self.num_rows, mode)
+        parts, grads = backward.as_bags(bags, grad_out, mode)
         padding = check.padding(self._padding, self.num_rows)
         if mode == "max" and len(parts) > 1:
             with self._reading() as lag:

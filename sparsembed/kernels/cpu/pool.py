@@ -138,15 +138,17 @@ def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, defe
 
 @kernel
 def expand_bags(ids, offsets, weights, mode, padding, bags, coefs):
-    """Set each occurrence's bag, and the factor of its row in that bag's output (0 for padding)."""
+    """Set each occurrence's bag, and the factor of its row in that bag's output (0 for padding) unless None."""
     for b in range(offsets.shape[0] - 1):
         first, last = np.int64(offsets[b]), np.int64(offsets[b + 1])
-        divisor = _divisor(ids, first, last, weights, mode, padding)
-        share = 1.0 / divisor if divisor != 0 else 0.0
         for p in range(first, last):
-            factor = share if weights is None else np.float64(weights[p]) * share
             bags[p] = b
-            coefs[p] = factor if ids[p] != padding else 0.0
+        if coefs is not None:
+            divisor = _divisor(ids, first, last, weights, mode, padding)
+            share = 1.0 / divisor if divisor != 0 else 0.0
+            for p in range(first, last):
+                factor = share if weights is None else np.float64(weights[p]) * share
+                coefs[p] = factor if ids[p] != padding else 0.0
 
 
 @kernel
