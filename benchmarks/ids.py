@@ -21,8 +21,12 @@ SHARES = (
 
 
 def make(name: str, num_rows: int, count: int, rng: np.random.Generator) -> Ids:
-    """Return `count` ids of the stream `name`, one of `STREAMS`."""
-    ids = STREAMS[name](num_rows, count, rng)
+    """Return `count` ids of the stream `name`, one of `STREAMS`, or of "each k": every row of the batch k times."""
+    if name.startswith("each "):
+        times = int(name.removeprefix("each "))
+        ids = np.repeat(distinct(num_rows, -(-count // times), rng), times)[:count]
+    else:
+        ids = STREAMS[name](num_rows, count, rng)
     rng.shuffle(ids)
     return ids
 

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import re
 
 import numba
 import numpy as np
@@ -20,9 +21,12 @@ from benchmarks import (
     bench_training,
     cases,
     contests,
+    dashboard,
     ids,
     peers,
+    phases,
     readme,
+    scaling,
     timing,
 )
 from benchmarks.workload import FULL, TINY
@@ -104,6 +108,7 @@ def test_streams_repeat_with_their_seed_and_are_shuffled():
 
 def test_hot_and_distinct_streams():
     rng = np.random.default_rng(0)
+    assert set(np.unique(ids.make("each 4", 10**4, 1_000, rng), return_counts=True)[1]) == {4}
     assert np.unique(ids.make("hot", 10**6, 1_000, rng), return_counts=True)[1].max() >= 500
     assert len(np.unique(ids.make("distinct", 1_000, 1_000, rng))) == 1_000
     with pytest.raises(ValueError, match="need"):
@@ -227,6 +232,70 @@ def test_readme_is_rewritten_between_the_marks(tmp_path):
     again = text
     readme.main([str(source), str(target)])
     assert target.read_text() == again
+
+
+@pytest.mark.filterwarnings("ignore")  # of frameworks
+def test_scaling_measures_and_draws_every_axis(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib").use("Agg")
+    threads = numba.get_num_threads()
+    monkeypatch.setattr(timing, "_PAUSE", 0)
+    few = {name: axis._replace(values=axis.values[:1]) for name, axis in scaling.AXES.items()}
+    monkeypatch.setattr(scaling, "AXES", few | {"batch": few["batch"]._replace(values=(100, 200))})
+    monkeypatch.setattr(scaling, "FULL", TINY)
+    try:
+        scaling.main(["--quick", "--threads", "1", "--json", str(tmp_path / "a.json"), "--plots", str(tmp_path)])
+    finally:
+        timing.set_threads(threads)
+    result = json.loads((tmp_path / "a.json").read_text())
+    for panels in result["axes"].values():
+        assert len(panels["gather"]["sparsembed"]) >= 1
+        assert all(ms > 0 for lines in panels.values() for line in lines.values() for _, ms in line)
+    assert {path.stem for path in tmp_path.glob("*.png")} == {f"scaling_{name}" for name in scaling.AXES}
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.png")}
+    scaling.main(["--draw", str(tmp_path / "a.json"), "--plots", str(tmp_path)])
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.png")} == before
+
+
+def test_phases_add_up_and_leave_the_package_as_it_was(tmp_path):
+    threads, file = numba.get_num_threads(), tmp_path / "a.md"
+    before = {label: [getattr(module, name) for name in names] for label, (module, names) in phases.PHASES.items()}
+    file.write_text(f"{readme.START}{readme.END}")
+    try:
+        phases.main(["--tiny", "--threads", "1", str(file)])
+        parts = phases.profile("pooled_step", TINY, "hot", 3)
+    finally:
+        timing.set_threads(threads)
+    assert {"check ids", "pool rows", "bag of each id", "sort: two passes", "sum hot rows"} <= set(parts)
+    assert "gather rows" not in parts
+    assert all(value >= 0 for label, value in parts.items() if label != "everything else")
+    after = {label: [getattr(module, name) for name in names] for label, (module, names) in phases.PHASES.items()}
+    assert after == before
+    assert "| sum gradients, run the rule | " in file.read_text()
+
+
+def test_dashboard_runs_commits_oldest_first_and_publishes(monkeypatch):
+    calls = []
+    monkeypatch.setattr(dashboard, "asv", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(dashboard, "commits", lambda number: [f"commit{k}" for k in range(number)])
+    dashboard.main(["--commits", "3", "--machine", "m"])
+    assert [call[0] for call in calls] == ["machine", "run", "publish"]
+    assert "--bench" in calls[1]
+    calls.clear()
+    dashboard.main(["--commits", "0"])
+    dashboard.main(["--serve"])
+    assert calls == [("publish",), ("preview",)]
+
+
+def test_dashboard_chooses_benchmarks_that_exist():
+    names = ["track_threads"]
+    for cls, name in (each.values for each in BENCHMARKS):
+        full = f"{cls.__module__.removeprefix('benchmarks.')}.{cls.__name__}.{name}"
+        names += [
+            f"{full}({', '.join(map(repr, values))})" for values in itertools.product(*getattr(cls, "params", []))
+        ]
+    chosen = [{name for name in names if re.search(pattern, name)} for pattern in dashboard.CHOSEN]
+    assert all(chosen)
+    assert len(set.union(*chosen)) < len(names) / 3
 
 
 def test_readme_without_marks_is_left_alone(tmp_path):

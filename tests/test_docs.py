@@ -36,6 +36,15 @@ def test_files_that_a_page_names_exist(page):
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))]
+)
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
+        if not target.startswith(("https://", "_build/")):  # what is built is not there yet
+            assert ((ROOT / page).parent / target).exists(), target
+
+
 def test_readme_has_the_commands_that_ci_runs():
     text = (ROOT / "README.md").read_text()
     for marker in ("example command", "test command"):

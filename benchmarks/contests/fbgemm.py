@@ -9,6 +9,8 @@ from .ours import ROWWISE
 
 def module(batches: Batches, pooling: str, offsets: Any) -> tuple[Callable[[int], Any], Any]:
     """Return what looks batch i up, and the weights that its backward pass updates."""
+    if batches.size.dim % 4:
+        raise NotImplementedError(f"FBGEMM takes multiples of 4, not {batches.size.dim} columns")
     import torch
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen

@@ -1,0 +1,182 @@
+"""Time against table rows, batch size, dim, duplicates and threads, ours beside the peers, as plots.
+
+``python -m benchmarks.scaling [--quick] [--json FILE] [--plots FOLDER]`` measures and draws;
+``--draw FILE`` draws what was measured before.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import contests, timing
+from .contests import Contest
+from .peers import check
+from .workload import FULL, Size
+
+
+class Axis(NamedTuple):
+    """What varies, and how its values make a size and a stream of ids."""
+
+    label: str
+    values: tuple[int, ...]
+    case: Callable[[Size, int], tuple[Size, str]]
+
+
+class Panel(NamedTuple):
+    """A kind of work, and its peers."""
+
+    title: str
+    peers: tuple[tuple[Callable[..., Contest], tuple[str, ...]], ...]  # and the modules that each needs
+
+
+AXES: dict[str, Axis] = {
+    "rows": Axis(
+        "rows of the table",
+        (10_000, 100_000, 1_000_000, 4_000_000),
+        lambda size, value: (size._replace(num_rows=value), "uniform"),
+    ),
+    "batch": Axis(
+        "ids in a batch",
+        (100, 1_000, 10_000, 100_000, 400_000),
+        lambda size, value: (size._replace(lookups=value), "uniform"),
+    ),
+    "dim": Axis(
+        "dim (numbers in a row)",
+        (4, 16, 33, 64, 128, 256),
+        lambda size, value: (size._replace(dim=value), "uniform"),
+    ),
+    "duplicates": Axis(
+        "lookups of each row of a batch",
+        (1, 4, 16, 64, 256, 1_024, 4_096),
+        lambda size, value: (size, f"each {value}"),
+    ),
+    "threads": Axis(
+        "threads",
+        tuple(range(1, (os.cpu_count() or 1) + 1)) if (os.cpu_count() or 1) <= 4 else (1, 2, 4, 8, 16),
+        lambda size, value: (size, "uniform"),
+    ),
+}
+PANELS = (
+    Panel("gather", ((contests.numpy_gather, ()), (contests.torch_gather, ("torch",)))),
+    Panel("pool, sum of 20", ((contests.torch_pool, ("torch",)), (contests.fbgemm_pool, ("torch", "fbgemm_gpu")))),
+    Panel(
+        "lookup + update",
+        ((contests.torch_training, ("torch",)), (contests.fbgemm_lookup, ("torch", "fbgemm_gpu"))),
+    ),
+)
+OURS = {contests.fbgemm_lookup: "sparsembed, rowwise Adagrad", contests.torch_training: "sparsembed, SparseAdam"}
+SLOW = {"FBGEMM, PoolingMode.NONE", "numpy.take"}  # FBGEMM and NumPy have a faster way for the same work
+
+
+def measure(size: Size, axes: dict[str, Axis], threads: int) -> dict[str, Any]:
+    """Median milliseconds by axis, panel and contestant: a list of (value, time)."""
+    timing.set_threads(threads)
+    found: dict[str, Any] = {}
+    for name, axis in axes.items():
+        panels: dict[str, dict[str, list[tuple[int, float]]]] = {panel.title: {} for panel in PANELS}
+        for value in axis.values:
+            for panel in PANELS:
+                timing.set_threads(value if name == "threads" else threads)
+                for contestant, milliseconds in _times(panel, *axis.case(size, value)).items():
+                    panels[panel.title].setdefault(contestant, []).append((value, milliseconds))
+            print(name, value, flush=True)
+        found[name] = panels
+    return {"machine": timing.machine(threads), "size": size._asdict() | {"effort": size.effort._asdict()}} | {
+        "axes": found
+    }
+
+
+def _times(panel: Panel, size: Size, stream: str) -> dict[str, float]:
+    times: dict[str, float] = {}
+    for build, needs in panel.peers:
+        if not all(map(timing.installed, needs)):
+            continue
+        try:
+            contest = build(size, stream)
+        except NotImplementedError:  # a dim that the peer does not take
+            continue
+        check(contest)
+        for peer, entry in contest.peers.items():
+            if peer not in SLOW:
+                pairs = timing.paired(contest.ours.step, entry.step, contest.batches, size.effort)
+                times[OURS.get(build, "sparsembed")] = 1e3 * timing.quartiles(pairs.ours)[1]
+                times[peer] = 1e3 * timing.quartiles(pairs.peer)[1]
+    return times
+
+
+def draw(result: dict[str, Any], folder: Path) -> None:
+    """One figure for each axis: a panel for each kind of work."""
+    import matplotlib.pyplot as plt
+
+    for name, panels in result["axes"].items():
+        figure, plots = plt.subplots(1, len(panels), figsize=(13, 4.2), layout="constrained")
+        for plot, (title, lines) in zip(plots, panels.items(), strict=True):
+            peers = 0
+            for contestant in sorted(lines, key=lambda each: not each.startswith("sparsembed")):
+                ours = contestant.startswith("sparsembed")
+                peers += not ours
+                color = ("navy" if "Adagrad" in contestant else "C0") if ours else f"C{peers}"
+                values, times = zip(*lines[contestant], strict=True)
+                style = (
+                    {"linewidth": 2.5, "marker": "o"} if ours else {"linewidth": 1.2, "marker": ".", "linestyle": "--"}
+                )
+                plot.plot(values, times, label=contestant, color=color, **style)
+            plot.set(title=title, xlabel=AXES[name].label, xscale="log", yscale="log")
+            values = sorted({value for line in lines.values() for value, _ in line})
+            plot.set_xticks(values, [_short(value) for value in values])
+            plot.minorticks_off()
+            plot.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            plot.yaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+            plot.grid(alpha=0.3)
+            plot.legend(fontsize=8)
+        plots[0].set_ylabel("milliseconds, median (log)")
+        figure.suptitle(_caption(result, name), fontsize=9)
+        figure.savefig(folder / f"scaling_{name}.png", dpi=110)
+        plt.close(figure)
+
+
+def _caption(result: dict[str, Any], name: str) -> str:
+    size, machine = result["size"], result["machine"]
+    fixed = {
+        "rows": f"{size['num_rows']:,} rows",
+        "dim": f"dim {size['dim']}",
+        "batch": f"{size['lookups']:,} ids",
+        "threads": f"{machine['threads']} threads",
+    }
+    rest = ", ".join(text for key, text in fixed.items() if key != name)
+    return f"{rest}, float32; {machine['processor']}, {machine['date']}"
+
+
+def _short(value: int) -> str:
+    for unit, letter in ((1_000_000, "M"), (1_000, "k")):
+        if value >= unit and value % unit == 0:
+            return f"{value // unit}{letter}"
+    return str(value)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument("--axis", choices=AXES, action="append", help="only these")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw it")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="measure nothing, draw this")
+    options = parser.parse_args(arguments)
+    if options.draw:
+        result = json.loads(options.draw.read_text())
+    else:
+        effort = timing.Effort(3, 0.1, 0.1) if options.quick else timing.Effort(7, 0.3, 3.0)
+        axes = {name: AXES[name] for name in options.axis or AXES}
+        result = measure(FULL._replace(batches=4, effort=effort), axes, options.threads)
+    if options.json:
+        options.json.write_text(json.dumps(result) + "\n")
+    if options.plots:
+        draw(result, options.plots)
+
+
+if __name__ == "__main__":
+    main()
