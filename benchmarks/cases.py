@@ -22,7 +22,7 @@ SHAPES: dict[str, Size] = {
     ]
 }  # fmt: skip
 STREAMS = ["uniform", "zipf", "hot", "production"]
-THREADS = int(os.environ.get("SPARSEMBED_BENCH_THREADS", "2"))
+THREADS = int(os.environ.get("SPARSEMBED_BENCH_THREADS", min(2, os.cpu_count() or 1)))
 RULES = [
     "SGD", "MomentumSGD", "Adagrad", "RowwiseAdagrad", "SparseAdam", "Adam", "AdamW", "RMSprop", "FTRL", "LAMB",
     "PartialRowwiseAdam",

@@ -25,15 +25,9 @@ CHOSEN = (
 
 
 def asv(*arguments: str) -> None:
-    """Run asv in this folder; its last line says what went wrong, if anything."""
-    command = [sys.executable, "-m", "asv", *arguments]
+    """Run asv in this folder; `cases.THREADS` says with how many threads the suite measures."""
     print("$ asv", *arguments, flush=True)
-    subprocess.run(command, cwd=HERE, check=True, env=os.environ | {"NUMBA_NUM_THREADS": str(threads())})
-
-
-def threads() -> int:
-    """Threads to measure with: two, or the one that there is."""
-    return min(2, os.cpu_count() or 1)
+    subprocess.run([sys.executable, "-m", "asv", *arguments], cwd=HERE, check=True)
 
 
 def commits(number: int) -> list[str]:

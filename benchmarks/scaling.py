@@ -55,7 +55,7 @@ AXES: dict[str, Axis] = {
     ),
     "threads": Axis(
         "threads",
-        tuple(range(1, (os.cpu_count() or 1) + 1)) if (os.cpu_count() or 1) <= 4 else (1, 2, 4, 8, 16),
+        tuple(threads for threads in (1, 2, 4, 8, 16) if threads <= (os.cpu_count() or 1)),
         lambda size, value: (size, "uniform"),
     ),
 }
@@ -84,9 +84,8 @@ def measure(size: Size, axes: dict[str, Axis], threads: int) -> dict[str, Any]:
                     panels[panel.title].setdefault(contestant, []).append((value, milliseconds))
             print(name, value, flush=True)
         found[name] = panels
-    return {"machine": timing.machine(threads), "size": size._asdict() | {"effort": size.effort._asdict()}} | {
-        "axes": found
-    }
+    described = size._asdict() | {"effort": size.effort._asdict()}
+    return {"machine": timing.machine(threads), "size": described, "axes": found}
 
 
 def _times(panel: Panel, size: Size, stream: str) -> dict[str, float]:

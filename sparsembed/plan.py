@@ -66,8 +66,8 @@ class Plan:
 
         Fresh memory costs a page fault per 4 KiB: 358 of them in an update of 100,000 ids.
         """
-        if self._transient and len(_buffers) < _KEPT and len(self.order) <= _LARGEST_KEPT:
-            _buffers.extend(self._buffers)
+        if self._transient and len(self.order) <= _LARGEST_KEPT:
+            _buffers.extend(self._buffers[: max(_KEPT - len(_buffers), 0)])
         self._transient = False
 
     def _room(self, dtype: Any) -> Array:
