@@ -25,10 +25,7 @@ PHASES: dict[str, tuple[Any, tuple[str, ...]]] = {  # label -> the module that c
     "check ids": (_validate, ("in_range",)),
     "gather rows": (_launch, ("gather",)),
     "pool rows": (_launch, ("pool",)),
-    "bag of each id": (_launch, ("expand",)),
-    "sort: count digits": (_PLAN, ("pack",)),
-    "sort: two passes": (_PLAN, ("sort_keys",)),
-    "sort: find segments": (_PLAN, ("find_segments",)),
+    "sort ids into segments": (_PLAN, ("_sort",)),
     "sum hot rows": (_launch, ("_hot",)),
     "sum gradients, run the rule": (_launch, ("update_rows",)),
 }

@@ -3,7 +3,6 @@
 Everything here has been validated; nothing here raises, short of memory running out.
 """
 
-from math import gcd
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from . import _memory, _threads
 from ._arrays import Array
 from ._lag import Lag, padded
+from ._prefetch import LINE, fetch_ahead, lines_of
 from .bags import Bags
 from .kernels.cpu import catch_up, segment, update
 from .kernels.cpu import gather as gather_kernels
@@ -20,9 +20,6 @@ from .plan import Plan
 _BLOCK_BYTES = 1 << 19  # one claim of work: rows prefetched across its end warm the wrong core's cache
 _SERIAL_BYTES = 1 << 20  # below this, waking a thread costs more than it saves
 _STREAM_BYTES = 1 << 22  # outputs from here on are written past the cache
-_LINE = 64
-_LINES_AHEAD = 80
-_MAX_LINES = 16  # cache lines to prefetch of one row; hardware follows longer ones by itself
 
 
 def _blocks(count: int, bytes_each: float) -> tuple[int, int]:
@@ -31,34 +28,6 @@ def _blocks(count: int, bytes_each: float) -> tuple[int, int]:
         return 1, max(count, 1)
     items = max(1, int(_BLOCK_BYTES / bytes_each))
     return -(-count // items), items
-
-
-def _lines(*arrays: Array) -> int:
-    """Cache lines to prefetch of a row, from its address on.
-
-    A row that does not start on a line reaches into one more: NumPy's large arrays start 16 bytes
-    behind a line, and an SGD step whose gradients miss their fifth line takes 3 times as long.
-    """
-    lines = 0
-    for each in arrays:
-        row_bytes = each.shape[1] * each.itemsize
-        grain = gcd(_LINE, each.__array_interface__["data"][0], each.strides[0])  # rows start at multiples of it
-        lines = max(lines, -(-(_LINE - grain + row_bytes) // _LINE))
-    return min(lines, _MAX_LINES)
-
-
-def _fetch(grads: list[Array], weight: Array | None = None, slots: int = 0) -> tuple[int, int, int, int, int]:
-    """Return what to prefetch: table rows ahead, lines of one and of its state; gradient rows ahead, lines of one.
-
-    Cores track a limited number of cache lines: with 12 lines a row (SparseAdam, dim 64) 6 rows
-    ahead are best and 16 cost 20 %; with 4 (SGD) 16 are best and 6 cost 25 %.
-    """
-    lines, state_lines, grad_lines = 0, 0, _lines(*grads)
-    if weight is not None:
-        lines = _lines(weight)
-        state_lines = slots * min(-(-weight.shape[1] * weight.itemsize // _LINE), _MAX_LINES)
-    rows = _LINES_AHEAD // max(lines + state_lines, 1)
-    return min(max(rows, 2), 16), lines, state_lines, min(max(_LINES_AHEAD // grad_lines, 2), 16), grad_lines
 
 
 def _scratch(num_blocks: int, width: int, dtype: Any) -> Array:
@@ -108,7 +77,7 @@ def _hot(plan: Plan, grads: Gradients) -> tuple[Array, Array, Array]:
         return segments, offsets, np.empty((0, 0), grads.dtype)
     partials = _memory.empty((chunks, grads.dim), grads.dtype)
     hot = (segments, offsets, partials)
-    arguments = (plan.order, plan.segment_offsets, grads.kernel, hot, _fetch(grads.grads))
+    arguments = (plan.order, plan.segment_offsets, grads.kernel, hot, fetch_ahead(grads.grads))
     _threads.run(segment.sum_hot, chunks, *arguments)
     return hot
 
@@ -154,7 +123,7 @@ def update_rows(
         grads.kernel,
         hot,
         skip,
-        _fetch(grads.grads, weight, state.shape[1]),
+        fetch_ahead(grads.grads, weight, state.shape[1]),
         _scratch(num_blocks, 3 * padded(weight.shape[1]), weight.dtype),
         None if lag is None else lag.kernel(num_blocks),
         hyper,
@@ -170,7 +139,7 @@ def segment_sum(plan: Plan, grads: Gradients) -> Array:
     hot = _hot(plan, grads)
     row_bytes = grads.dim * grads.dtype.itemsize
     num_blocks, block_size = _blocks(k, row_bytes * (1 + n / k))
-    arguments = (block_size, plan.order, plan.segment_offsets, grads.kernel, hot, _fetch(grads.grads))
+    arguments = (block_size, plan.order, plan.segment_offsets, grads.kernel, hot, fetch_ahead(grads.grads))
     _threads.run(segment.segment_sum, num_blocks, *arguments, values)
     return values
 
@@ -181,11 +150,11 @@ def gather(weight: Array, ids: Array, out: Array, lag: Lag | None = None) -> Non
     num_blocks, block_size = _blocks(len(ids), dim * (weight.itemsize + out.itemsize))
     weight = as_input(weight)
     if weight.dtype == np.uint16:
-        _threads.run(gather_kernels.gather_half, num_blocks, block_size, weight, ids, _lines(weight), out)
+        _threads.run(gather_kernels.gather_half, num_blocks, block_size, weight, ids, lines_of(weight), out)
         return
     how = gather_kernels.ELEMENTS
     if weight.strides[1] == weight.itemsize or dim == 1:
-        aligned = out.strides[0] % _LINE == 0 and out.__array_interface__["data"][0] % _LINE == 0
+        aligned = out.strides[0] % LINE == 0 and out.__array_interface__["data"][0] % LINE == 0
         stream = aligned and out.nbytes >= _STREAM_BYTES
         how = gather_kernels.STREAM if stream else gather_kernels.ROWS
     _threads.run(
@@ -195,7 +164,7 @@ def gather(weight: Array, ids: Array, out: Array, lag: Lag | None = None) -> Non
         weight,
         ids,
         how,
-        _lines(weight),
+        lines_of(weight),
         _deferred(lag, num_blocks),
         out,
     )
@@ -218,7 +187,7 @@ def pool(
     """Pool with SUM, MEAN or SQRTN into out (num_bags, dim)."""
     row_bytes = weight.shape[1] * weight.itemsize
     num_blocks, block_size = _bag_blocks(bags, row_bytes)
-    arguments = (block_size, as_input(weight), bags.ids, bags.offsets, weights, mode, padding, _lines(weight))
+    arguments = (block_size, as_input(weight), bags.ids, bags.offsets, weights, mode, padding, lines_of(weight))
     scratch = _scratch(num_blocks, weight.shape[1], out.dtype)
     _threads.run(pool_kernels.pool_rows, num_blocks, *arguments, scratch, _deferred(lag, num_blocks), out)
 
@@ -237,6 +206,11 @@ def expand(bags: Bags, weights: Array | None, mode: int, padding: int, bag_of: A
     pool_kernels.expand_bags(bags.ids, bags.offsets, weights, mode, padding, bag_of, coefs)
 
 
+def share(bags: Bags, mode: int, padding: int, shares: Array) -> None:
+    """Fill in the factor of the rows of each bag."""
+    pool_kernels.share_bags(bags.ids, bags.offsets, mode, padding, shares)
+
+
 def weights_gradient(
     weight: Array, bags: Bags, weights: Array | None, grad: Array, mode: int, padding: int, out: Array
 ) -> None:
@@ -248,7 +222,7 @@ def weights_gradient(
         pool_kernels.weights_gradient,
         num_blocks,
         *arguments,
-        _lines(weight),
+        lines_of(weight),
         _scratch(num_blocks, padded(weight.shape[1]), np.float64),
         out,
     )

@@ -21,7 +21,7 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel
 
-NEXT, DONE, MEMBERS = 0, 8, 16  # slots of the claims array, one cache line apart
+NEXT, DONE, MEMBERS, SLOTS = 0, 8, 16, 24  # slots of the claims array, one cache line apart
 
 
 def _unknown_core() -> int:
@@ -90,6 +90,8 @@ _workers: list[_Worker] = []
 
 def num_threads() -> int:
     """Return what Numba was told (NUMBA_NUM_THREADS, set_num_threads), without starting its threads."""
+    if config.DISABLE_JIT:
+        return 1  # plain Python has no atomic counters
     if getattr(parallel, "_is_initialized", False):
         return int(numba.get_num_threads())
     return int(config.NUMBA_NUM_THREADS)
@@ -100,9 +102,12 @@ def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any) -> None:
 
     Interrupts are delivered once every block is written.
     """
-    claims = np.zeros(24, np.int64)
+    claims = np.zeros(SLOTS, np.int64)
+    if num_blocks == 1:
+        kernel(claims, 1, *arguments)
+        return
     call = (claims, num_blocks, *arguments)
-    helpers = 0 if num_blocks < 2 else min(num_threads(), num_blocks) - 1
+    helpers = min(num_threads(), num_blocks) - 1
     job = _Job(kernel, call)
     interrupt: KeyboardInterrupt | None = None
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Array, as_array, read_only
-from .kernels.cpu.segment import first_outside
+from .kernels.cpu.sort import first_outside
 from .rules import Rule
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -150,12 +150,17 @@ def in_range(flat: Array, num_rows: int, name: str, shape: tuple[int, ...]) -> N
         )
 
 
+def flatten(value: Any, name: str) -> tuple[Array, tuple[int, ...]]:
+    """Check the kind of ids; return them flat and read-only, and their shape."""
+    array = ids(value, name)
+    return read_only(array).reshape(-1), array.shape
+
+
 def flat_ids(value: Any, num_rows: int, name: str = "ids") -> tuple[Array, tuple[int, ...]]:
     """Check ids completely; return them flat and read-only, and their shape."""
-    array = ids(value, name)
-    flat = read_only(array).reshape(-1)
-    in_range(flat, num_rows, name, array.shape)
-    return flat, array.shape
+    flat, shape = flatten(value, name)
+    in_range(flat, num_rows, name, shape)
+    return flat, shape
 
 
 def gradient(value: Any, leading: tuple[int, ...], dim: int | None, dtype: Any, name: str = "grad_out") -> Array:

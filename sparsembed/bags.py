@@ -175,9 +175,9 @@ def _offsets(value: Any, n: int) -> Array:
         raise ValueError(f"offsets must have shape (num_bags + 1,), got {offsets.shape}")
     if offsets[0] != 0:
         raise ValueError(f"offsets must start at 0, got offsets[0] = {offsets[0]}")
-    steps = np.diff(offsets)
-    if (steps < 0).any():
-        at = int(np.argmax(steps < 0))
+    down = offsets[1:] < offsets[:-1]
+    if down.any():
+        at = int(np.argmax(down))
         raise ValueError(f"offsets must not decrease, got {offsets[at]} then {offsets[at + 1]} at position {at + 1}")
     if offsets[-1] != n:
         raise ValueError(

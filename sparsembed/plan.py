@@ -1,16 +1,18 @@
 """Plan: the ids of a batch, sorted once into rows and segments."""
 
-import contextlib
 from typing import Any
 
 import numpy as np
 
+from . import _threads
 from . import _validate as check
 from ._arrays import Array, freeze, is_array
-from .kernels.cpu.segment import CHUNK, find_segments, pack, sort_keys
+from .kernels.cpu.segment import CHUNK
+from .kernels.cpu.sort import find_hot, first_outside, sort_ids
 
 _INSERTION = 48  # up to this many ids, insertion beats radix
 _WIDE = 4096
+_SERIAL = 16384  # up to this many ids, one thread sorts faster than two wake up
 _KEPT, _LARGEST_KEPT = 3, 1 << 21  # buffers kept for the next transient plan, and ids in each
 _buffers: list[Array] = []
 _NO_HOT = (np.zeros(0, np.int64), np.zeros(1, np.int64))
@@ -48,18 +50,26 @@ class Plan:
         "several",
     )
 
-    def __init__(self, ids: Any, num_rows: int, transient: bool = False, name: str = "ids") -> None:
+    def __init__(
+        self, ids: Any, num_rows: int, transient: bool = False, name: str = "ids", bag_offsets: Array | None = None
+    ) -> None:
         self.num_rows = check.count(num_rows, "num_rows")
         self.several = is_several(ids)
         self.ids: Any = tuple(map(original, ids)) if self.several else original(ids)
         parts = self.ids if self.several else (self.ids,)
         names = [f"{name}[{i}]" for i in range(len(parts))] if self.several else [name]
-        self._lookups = [check.flat_ids(part, self.num_rows, name) for part, name in zip(parts, names, strict=True)]
+        self._lookups = [check.flatten(part, name) for part, name in zip(parts, names, strict=True)]
         self._transient = transient
         self._buffers: list[Array] = []
         flats = [flat for flat, _ in self._lookups]
-        self.rows, self.order, self.segment_offsets, longest = _sort(flats, self.num_rows, self._buffers)
-        self._hot = _cut(self.segment_offsets) if longest > CHUNK else _NO_HOT
+        flat = flats[0] if len(flats) == 1 else np.concatenate([*flats, np.zeros(0, np.int32)])
+        found = _sort(flat, self.num_rows, bag_offsets, self._buffers)
+        if found is None:
+            for (each, shape), which in zip(self._lookups, names, strict=True):
+                check.in_range(each, self.num_rows, which, shape)
+        self.rows, self.order, self.segment_offsets, self._hot = found  # type: ignore[misc]
+        if not transient:
+            self._buffers = []
 
     def _recycle(self) -> None:
         """Keep the memory of a transient plan, which nobody will use any more, for the next one.
@@ -71,11 +81,10 @@ class Plan:
         self._transient = False
 
     def _room(self, dtype: Any) -> Array:
-        """Return memory for one number per id, which the next transient plan gets."""
-        if not self._transient:
+        """Return memory for one number per id: that of the sorted keys, which nobody needs any more."""
+        if not self._buffers:
             return np.empty(len(self.order), dtype)
-        self._buffers.append(_buffer(len(self.order) + 1))
-        room: Array = self._buffers[-1].view(dtype)
+        room: Array = self._buffers[0].view(dtype)
         return room[: len(self.order)]
 
     @property
@@ -113,7 +122,7 @@ def plan(ids: Any, num_rows: int) -> Plan:
     Returns
     -------
     Plan
-        Keeps a reference to `ids`, which must not change; 16 bytes per id of its own.
+        Keeps a reference to `ids`, which must not change; 16 bytes per id of its own, 24 while sorting.
 
     Raises
     ------
@@ -124,7 +133,8 @@ def plan(ids: Any, num_rows: int) -> Plan:
 
     Notes
     -----
-    A stable radix sort restricted to the bits of `num_rows`: linear in the number of ids.
+    A stable radix sort restricted to the bits of `num_rows`: linear in the number of ids, shared by all threads
+    from 16,384 ids on.
 
     Examples
     --------
@@ -163,35 +173,37 @@ def as_plan(ids: Any, num_rows: int) -> Plan:
     return ids
 
 
-def _sort(flats: list[Array], num_rows: int, buffers: list[Array]) -> tuple[Array, Array, Array, int]:
-    """Return rows, order, segment offsets and the length of the longest segment; name their memory."""
-    n = sum(map(len, flats))
-    dtype = flats[0].dtype if len(flats) == 1 else np.result_type(np.int32, *flats)
-    index = np.dtype(np.int32) if n < 2**31 else np.dtype(np.int64)
-    shift, bits = max(n - 1, 0).bit_length(), (num_rows - 1).bit_length()
-    if shift + bits > 64 or index == np.int64:
-        return _sort_wide(np.concatenate(flats), index)
-    # Two buffers of 8 bytes per id are all the memory: keys while sorting, results afterwards.
-    buffers += [_buffer(n + 1), _buffer(n + 1)]
-    keys, spare = (buffer[: n + 1] for buffer in buffers)
+def _sort(ids: Array, num_rows: int, bag_offsets: Array | None, buffers: list[Array]) -> tuple[Any, ...] | None:
+    """Return rows, order, segment offsets and hot segments, or None if an id is out of range; name their memory."""
+    n = len(ids)
+    labels = n if bag_offsets is None else len(bag_offsets) - 1
+    shift, bits = max(labels - 1, 0).bit_length(), (num_rows - 1).bit_length()
+    if shift + bits > 64 or n >= 2**31:
+        return _sort_wide(ids, num_rows, bag_offsets)
+    buffers += [_buffer(n + 1), _buffer(n + 1), _buffer(n + 1)]
+    keys, other, rows = (buffer[: n + 1] for buffer in buffers)  # `keys` will hold the sorted ones
     digits, width = _digits(n, bits)
-    counts = np.zeros((digits, 1 << width), np.int64)
-    start = 0
-    for flat in flats:
-        pack(flat, start, shift, keys, counts, width)
-        start += len(flat)
-    if sort_keys(keys[:n], spare[:n], counts, shift, width):
-        keys, spare = spare, keys
-    rows, order, offsets = keys.view(dtype), spare.view(index)[:n], spare.view(index)[n : 2 * n + 1]
-    k, longest = find_segments(keys[:n], shift, rows, order, offsets)
-    return freeze(rows[:k]), freeze(order), freeze(offsets[: k + 1]), longest
+    blocks = 1 if n < _SERIAL else 2 * _threads.num_threads()
+    counts, places = np.zeros((2, blocks, 1 << width), np.int32)
+    phases, found = np.zeros((2 + 2 * digits, _threads.SLOTS), np.int64), np.zeros((blocks, 3), np.int64)
+    rows, room = rows.view(ids.dtype), other.view(np.int32)
+    order, offsets = room[:n], room[n : 2 * n + 1]
+    first, second = (keys, other) if digits % 2 == 0 else (other, keys)
+    arguments = (-(-n // blocks), ids, num_rows, bag_offsets, (shift, digits, width), first[:n], second[:n])
+    _threads.run(sort_ids, blocks, *arguments, counts, places, phases, rows, order, offsets, CHUNK, found)
+    bad, k, hot = (found[0] if blocks == 1 else found.sum(axis=0)).tolist()
+    if bad:
+        return None
+    return freeze(rows[:k]), freeze(order), freeze(offsets[: k + 1]), _cut(offsets[: k + 1], hot)
 
 
 def _buffer(n: int) -> Array:
     """Return memory for n keys, of a former transient plan if that is large enough."""
-    with contextlib.suppress(IndexError):
+    try:
         if len(buffer := _buffers.pop()) >= n:
             return buffer
+    except IndexError:
+        pass
     return np.empty(n, np.uint64)
 
 
@@ -204,16 +216,25 @@ def _digits(n: int, bits: int) -> tuple[int, int]:
     return digits, -(-bits // max(digits, 1))
 
 
-def _sort_wide(ids: Array, index: np.dtype[Any]) -> tuple[Array, Array, Array, int]:
-    """Sort ids that do not fit into 64 bits together with their position."""
+def _sort_wide(ids: Array, num_rows: int, bag_offsets: Array | None) -> tuple[Any, ...] | None:
+    """Sort ids that do not fit into 64 bits together with their label."""
+    if first_outside(ids, num_rows) >= 0:
+        return None
+    index = np.dtype(np.int32) if len(ids) < 2**31 else np.dtype(np.int64)
     order = np.argsort(ids, kind="stable").astype(index)
     rows, starts = np.unique(ids[order], return_index=True)
     offsets = np.append(starts, len(ids)).astype(index)
-    return freeze(rows), freeze(order), freeze(offsets), int(np.diff(offsets).max(initial=0))
+    hot = int((np.diff(offsets) > CHUNK).sum())
+    if bag_offsets is not None:
+        order = np.repeat(np.arange(len(bag_offsets) - 1, dtype=index), np.diff(bag_offsets))[order]
+    return freeze(rows), freeze(order), freeze(offsets), _cut(offsets, hot)
 
 
-def _cut(offsets: Array) -> tuple[Array, Array]:
-    """Return the segments longer than a chunk, and where each one's chunks start."""
-    lengths = np.diff(offsets).astype(np.int64)
-    hot = np.flatnonzero(lengths > CHUNK)
-    return hot, np.concatenate([[0], np.cumsum(-(-lengths[hot] // CHUNK))])
+def _cut(offsets: Array, hot: int) -> tuple[Array, Array]:
+    """Return the segments longer than a chunk, `hot` in number, and where each one's chunks start."""
+    if not hot:
+        return _NO_HOT
+    segments, starts = np.empty(hot, np.int64), np.zeros(hot + 1, np.int64)
+    find_hot(offsets, CHUNK, segments)
+    np.cumsum(-(-(offsets[segments + 1] - offsets[segments]) // CHUNK), out=starts[1:])
+    return segments, starts

@@ -163,7 +163,7 @@ class EmbeddingTable(TableStorage):
         Notes
         -----
         Moves ``(n + k * (2 + 2 * slots)) * dim * itemsize`` bytes for n ids with k unique rows,
-        whatever the size of the table; 16 bytes per id of workspace.
+        whatever the size of the table; 24 bytes per id of workspace.
         """
         rule = self._trainable()
         plan = as_plan(as_lookups(ids, grad_out), self.num_rows)
@@ -189,8 +189,8 @@ class EmbeddingTable(TableStorage):
 
         Notes
         -----
-        24 bytes per id of workspace, and one number more for weights and for modes that divide; mode "max"
-        needs 4 bytes more per element of `grad_out`.
+        24 bytes per id of workspace, and one number more for weights; mode "max" needs 4 more per element of
+        `grad_out`.
         """
         rule = self._trainable()
         parts, grads = backward.as_bags(bags, grad_out, mode)

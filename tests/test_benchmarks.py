@@ -265,7 +265,7 @@ def test_phases_add_up_and_leave_the_package_as_it_was(tmp_path):
         parts = phases.profile("pooled_step", TINY, "hot", 3)
     finally:
         timing.set_threads(threads)
-    assert {"check ids", "pool rows", "bag of each id", "sort: two passes", "sum hot rows"} <= set(parts)
+    assert {"check ids", "pool rows", "sort ids into segments", "sum hot rows"} <= set(parts)
     assert "gather rows" not in parts
     assert all(value >= 0 for label, value in parts.items() if label != "everything else")
     after = {label: [getattr(module, name) for name in names] for label, (module, names) in phases.PHASES.items()}

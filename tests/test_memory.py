@@ -89,7 +89,7 @@ def test_the_workspace_of_an_update(dtype, idtype, hot):
         assert peak(call)[0] <= allowed, name
     plan = se.plan(ids, ROWS)
     assert peak(lambda: table.update(plan, grad))[0] <= partials + FIXED
-    assert peak(lambda: se.plan(ids, ROWS))[0] <= 16 * N + FIXED
+    assert peak(lambda: se.plan(ids, ROWS))[0] <= 24 * N + FIXED
     used, gradient = peak(lambda: se.coalesce(ids, grad, ROWS))
     assert used <= gradient.values.nbytes + allowed
 

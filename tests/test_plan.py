@@ -121,3 +121,20 @@ def test_bags_take_a_plan(rng):
     two = se.pool_gradient(se.Bags(se.plan(ids, 9), offsets), grad, 9)
     np.testing.assert_array_equal(one.rows, two.rows)
     np.testing.assert_array_equal(one.values, two.values)
+
+
+@pytest.mark.parametrize("position", [0, 9_999, 20_001, 39_999])
+@pytest.mark.parametrize("bad", [-1, 50, 2**31 - 1])
+def test_an_id_out_of_range_is_named_however_many_threads_sort(position, bad, rng):
+    ids = rng.integers(0, 50, 40_000).astype(np.int32)
+    ids[position] = bad
+    with pytest.raises(IndexError, match=rf"ids\[{position}\] is {bad}, expected 0 <= id < 50"):
+        se.plan(ids, 50)
+    table = se.EmbeddingTable(50, 2, se.SGD(lr=1.0), rng=0)
+    before = table.weight.copy()
+    with pytest.raises(IndexError, match=rf"bags.ids\[{position}\] is {bad}"):
+        table.update_pooled(se.Bags(ids, np.arange(0, 40_001, 4)), np.ones((10_000, 2)))
+    with pytest.raises(IndexError, match=rf"ids\[1\]\[{position // 2}, {position % 2}\] is {bad}"):
+        table.update([np.zeros(5, np.int32), ids.reshape(-1, 2)], [np.ones((5, 2)), np.ones((20_000, 2, 2))])
+    np.testing.assert_array_equal(table.weight, before)
+    assert table.step == 0

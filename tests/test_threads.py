@@ -398,3 +398,29 @@ print(interrupted, *sorted(set(wrong)))
     interrupted, *wrong = python(tmp_path, script)
     assert wrong == []
     assert int(interrupted) >= 10
+
+
+def test_any_number_of_threads_sorts_alike(tmp_path):
+    """More threads than cores take each other's place in the middle of a block; nobody may wait for ever."""
+    script = """
+numba.set_num_threads(7)
+rng = np.random.default_rng(0)
+for n in [16_384, 16_385, 20_011, 131_072] * 6:
+    for num_rows in (3, 5_000, 2**40):
+        ids = rng.integers(0, num_rows, n)
+        ids[: n // 3] = num_rows - 1
+        plan = se.plan(ids, num_rows)
+        assert (plan.order == np.argsort(ids, kind="stable")).all()
+        rows, counts = np.unique(ids, return_counts=True)
+        assert (plan.rows == rows).all() and (np.diff(plan.segment_offsets) == counts).all()
+        lengths = rng.integers(0, 5, n)
+        offsets = np.append(0, np.cumsum(lengths)[np.cumsum(lengths) <= n])
+        offsets = np.append(offsets, n)
+        bags = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        gradient = se.pool_gradient(se.Bags(ids, offsets), np.arange(len(offsets) - 1.0)[:, None], num_rows)
+        expected = np.zeros(len(rows))
+        np.add.at(expected, np.searchsorted(rows, ids), bags.astype(float))
+        assert (gradient.values[:, 0] == expected).all()
+print("sorted", helpers())
+"""
+    assert python(tmp_path, script, NUMBA_NUM_THREADS="7") == ["sorted", "6"]

@@ -1,4 +1,4 @@
-"""Every LLVM-level instruction of the CPU kernels: atomics, addresses, prefetch, streaming, half floats.
+"""LLVM-level instructions of the CPU kernels: addresses, prefetch, streaming, sums of lanes, half floats.
 
 Each has a plain-Python twin, used when NUMBA_DISABLE_JIT is set.
 """
@@ -13,7 +13,6 @@ from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from ..._jit import inline
-from ..._threads import DONE, MEMBERS, NEXT
 
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
 _LINE = ir.VectorType(_I32, 16)  # one 64-byte cache line
@@ -36,16 +35,6 @@ def _each_line(builder: Any, count: Any, body: Any) -> None:
             start = builder.mul(builder.and_(count, kind(-2 * power)), kind(_LINE_BYTES))
             for line in range(power):
                 body(builder.add(start, kind(line * _LINE_BYTES)))
-
-
-@intrinsic
-def _fetch_add(typing, claims, slot, value):
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        struct = context.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = builder.gep(struct.data, [arguments[1]])
-        return builder.atomic_rmw("add", pointer, arguments[2], "seq_cst")
-
-    return types.int64(claims, types.intp, types.int64), codegen
 
 
 @intrinsic
@@ -196,10 +185,6 @@ def _as_float(typing, value):
 
 if config.DISABLE_JIT:
 
-    def _fetch_add(claims, slot, value):
-        claims[slot] += value
-        return claims[slot] - value
-
     def row_address(array, row):
         return array.__array_interface__["data"][0] + int(row) * array.strides[0]
 
@@ -226,24 +211,6 @@ if config.DISABLE_JIT:
 
     def _as_float(value):
         return np.float32(value.view(np.float16)) if value.dtype == np.uint16 else value
-
-
-@inline
-def claim(claims):
-    """Return the next block that no thread has taken."""
-    return _fetch_add(claims, NEXT, 1)
-
-
-@inline
-def finish(claims):
-    """Report one block as written; return how many are."""
-    return _fetch_add(claims, DONE, 1) + 1
-
-
-@inline
-def join(claims):
-    """Return this thread's number among those that work on the call."""
-    return _fetch_add(claims, MEMBERS, 1)
 
 
 @inline

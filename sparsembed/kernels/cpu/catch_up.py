@@ -12,7 +12,8 @@ import numpy as np
 
 from ..._jit import inline, kernel
 from ...rules._dispatch import catch_up, gap, is_guarded, is_unsettled, load, step, store
-from ._intrinsics import claim, finish, join, prefetch, row_address, tuple_at
+from ._intrinsics import prefetch, row_address, tuple_at
+from ._sharing import claim, finish, join
 
 AHEAD, AHEAD_DEFERRED = 32, 10  # rows to prefetch; with state, each takes three times as many cache lines
 

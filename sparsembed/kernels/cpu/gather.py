@@ -3,7 +3,8 @@
 import numpy as np
 
 from ..._jit import kernel
-from ._intrinsics import claim, copy, element, finish, join, prefetch, row_address, stream
+from ._intrinsics import copy, element, prefetch, row_address, stream
+from ._sharing import claim, finish, join
 from .catch_up import AHEAD, AHEAD_DEFERRED, catch_up_row, prefetch_row
 
 ELEMENTS, ROWS, STREAM = 0, 1, 2  # how a row is copied

@@ -9,7 +9,8 @@ from math import sqrt
 import numpy as np
 
 from ..._jit import inline, kernel
-from ._intrinsics import claim, clear, element, finish, join, row_address
+from ._intrinsics import clear, element, row_address
+from ._sharing import claim, finish, join
 from ._vectors import NARROW, WIDE, add, divide, fetch, load, multiply, narrow, save, wide
 from .catch_up import AHEAD, AHEAD_DEFERRED, catch_up_row, prefetch_row
 from .segment import dot
@@ -149,6 +150,14 @@ def expand_bags(ids, offsets, weights, mode, padding, bags, coefs):
             for p in range(first, last):
                 factor = share if weights is None else np.float64(weights[p]) * share
                 coefs[p] = factor if ids[p] != padding else 0.0
+
+
+@kernel
+def share_bags(ids, offsets, mode, padding, shares):
+    """Set the factor of each row in a bag's output: one over the divisor, 0 where there is nothing to pool."""
+    for b in range(offsets.shape[0] - 1):
+        divisor = _divisor(ids, np.int64(offsets[b]), np.int64(offsets[b + 1]), None, mode, padding)
+        shares[b] = 1.0 / divisor if divisor != 0 else 0.0
 
 
 @kernel

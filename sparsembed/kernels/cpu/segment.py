@@ -1,4 +1,4 @@
-"""Sort the ids of a batch into segments, and sum the gradient rows of each segment.
+"""Sum the gradient rows of each segment.
 
 Names used by all kernels: `order` (n,) occurrences sorted by row; `rows` (k,) unique sorted;
 `offsets` (k + 1,) where each row's run starts in `order`; `scratch` (threads, ...) room for a row of arithmetic.
@@ -12,87 +12,12 @@ ahead, cache lines of one, of its state; gradient rows ahead, lines of one).
 import numpy as np
 
 from ..._jit import inline, kernel
-from ._intrinsics import claim, clear, copy, element, finish, join, lane_sum, prefetch, row_address, row_at
+from ._intrinsics import clear, copy, element, lane_sum, prefetch, row_address, row_at
+from ._sharing import claim, finish, join
+from ._vectors import NARROW, WIDE, add, load, multiply, narrow, save, wide
+from ._vectors import fetch as fetch_lines
 
 CHUNK = 512  # longer segments are hot: cut into chunks of this many occurrences
-
-
-@kernel
-def first_outside(ids, num_rows):
-    """Return the first position whose id is not in [0, num_rows), or -1."""
-    bad = False
-    for i in range(ids.shape[0]):  # no early exit, so that it vectorises
-        bad |= np.uint64(ids[i]) >= np.uint64(num_rows)
-    if bad:
-        for i in range(ids.shape[0]):
-            if np.uint64(ids[i]) >= np.uint64(num_rows):
-                return i
-    return -1
-
-
-@kernel
-def pack(ids, start, shift, keys, counts, width):
-    """Put each id above its position, so that sorting the keys sorts the ids stably.
-
-    ``counts[d, v]`` counts how often digit d of an id, `width` bits wide, has the value v.
-    """
-    mask = np.uint64((1 << width) - 1)
-    for i in range(ids.shape[0]):
-        position, key = np.uint64(start + i), np.uint64(ids[i])
-        keys[position] = key << np.uint64(shift) | position
-        for digit in range(counts.shape[0]):
-            counts[digit, key >> np.uint64(digit * width) & mask] += 1
-
-
-@kernel
-def sort_keys(keys, spare, counts, shift, width):
-    """Radix-sort by the digits counted; return whether the result lies in `spare`."""
-    n = keys.shape[0]
-    if counts.shape[0] == 0:
-        for i in range(1, n):
-            key, j = keys[i], i
-            while j > 0 and keys[j - 1] > key:
-                keys[j] = keys[j - 1]
-                j -= 1
-            keys[j] = key
-        return False
-    mask = np.uint64((1 << width) - 1)
-    swapped = False
-    for digit in range(counts.shape[0]):
-        low = np.uint64(shift + digit * width)
-        total = 0
-        for bucket in range(1 << width):
-            counts[digit, bucket], total = total, total + counts[digit, bucket]
-        for i in range(n):
-            key = keys[i]
-            bucket = key >> low & mask
-            place = counts[digit, bucket]
-            counts[digit, bucket] = place + 1
-            spare[np.uintp(place)] = key
-        keys, spare, swapped = spare, keys, not swapped
-    return swapped
-
-
-@kernel
-def find_segments(keys, shift, rows, order, offsets):
-    """Split sorted keys into `order`, `rows` and `offsets`; return (k, longest segment).
-
-    `rows` may share the memory of `keys`: it is written behind the reading position.
-    """
-    n = keys.shape[0]
-    mask = np.uint64((1 << shift) - 1)
-    k, longest, start = 0, 0, 0
-    previous = np.uint64(0)
-    for i in range(n):
-        row = keys[i] >> np.uint64(shift)
-        order[i] = keys[i] & mask
-        if i == 0 or row != previous:
-            longest = max(longest, i - start)
-            rows[k], offsets[k] = row, i
-            previous, start = row, i
-            k += 1
-    offsets[k] = n
-    return k, max(longest, n - start)
 
 
 @inline
@@ -149,6 +74,38 @@ def _add_run(total, order, first, last, sources, bags, coefs, winners, fetch):
 
 
 @inline
+def _sum_columns(lanes, rest, c, total, order, first, last, source, coefs, ahead):
+    """Sum as many columns as `lanes` is wide, or `rest` of them, from column c on, in registers."""
+    row_bytes = total.shape[0] * total.itemsize
+    start, size, ahead = source + c * total.itemsize, np.uintp(order.shape[0]), np.uintp(ahead)
+    for p in range(np.uintp(first), np.uintp(last)):  # unsigned: an index that may be negative costs a test
+        if p + ahead < size:
+            fetch_lines(start + np.int64(order[p + ahead]) * row_bytes, lanes)
+        part = load(total, start + np.int64(order[p]) * row_bytes, lanes, rest)
+        if coefs is not None:
+            part = multiply(part, coefs[order[p]])
+        lanes = add(lanes, part)
+    save(row_address(total, 0) + c * total.itemsize, lanes, rest)
+
+
+@inline
+def _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch):
+    """Sum the gradients of a run of occurrences, in the order of the batch."""
+    if bags is None and winners is None and sources.shape[0] == 1:
+        dim, width, ahead = total.shape[0], WIDE // total.itemsize, fetch[3]
+        rest = dim % width
+        for c in range(0, dim - width + 1, width):
+            _sum_columns(wide(total), None, c, total, order, first, last, sources[0, 1], coefs, ahead)
+        if rest > NARROW // total.itemsize:
+            _sum_columns(wide(total), rest, dim - rest, total, order, first, last, sources[0, 1], coefs, ahead)
+        elif rest:
+            _sum_columns(narrow(total), rest, dim - rest, total, order, first, last, sources[0, 1], coefs, ahead)
+        return
+    clear(total)
+    _add_run(total, order, first, last, sources, bags, coefs, winners, fetch)
+
+
+@inline
 def sum_segment(total, s, order, offsets, sources, bags, coefs, winners, hot_segments, hot_offsets, partials, fetch):
     """Sum the gradients of segment s; return the address of the sum.
 
@@ -159,10 +116,10 @@ def sum_segment(total, s, order, offsets, sources, bags, coefs, winners, hot_seg
         row_bytes = total.shape[0] * total.itemsize
         _fetch_grad(first, order, sources, bags, row_bytes, fetch)
         return _grad_address(np.int64(order[first]), sources, bags, row_bytes)
-    clear(total)
     if last - first <= CHUNK:
-        _add_run(total, order, first, last, sources, bags, coefs, winners, fetch)
+        _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch)
     else:  # hot: its partial sums are ready
+        clear(total)
         h = np.searchsorted(hot_segments, s)
         for chunk in range(hot_offsets[h], hot_offsets[h + 1]):
             for c in range(total.shape[0]):
@@ -186,8 +143,7 @@ def sum_hot(claims, num_blocks, order, offsets, grads, hot, fetch):
         first = np.int64(offsets[s]) + (block - hot_offsets[h]) * CHUNK
         last = min(first + CHUNK, np.int64(offsets[s + 1]))
         total = partials[block]
-        clear(total)
-        _add_run(total, order, first, last, sources, bags, coefs, winners, fetch)
+        _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch)
         finish(claims)
         block = claim(claims)
 

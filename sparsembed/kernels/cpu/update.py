@@ -16,7 +16,8 @@ from ...rules._dispatch import (
     store,
     store_row,
 )
-from ._intrinsics import claim, finish, join, lane_sum, prefetch, row_address, row_at
+from ._intrinsics import lane_sum, prefetch, row_address, row_at
+from ._sharing import claim, finish, join
 from .catch_up import catch_up_row
 from .segment import sum_segment
 
