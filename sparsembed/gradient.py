@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _launch, _memory
+from . import _launch, _memory, _norms
 from . import _validate as check
 from ._arrays import Array, kind_of, to_kind
 from .plan import Plan
@@ -93,7 +93,7 @@ class RowGradient:
 
     def norm(self) -> float:
         """Return the Euclidean norm, accumulated in float64."""
-        return math.sqrt(_launch.square(self._values))
+        return math.sqrt(_norms.square(self._values))
 
     def __repr__(self) -> str:
         k, dim = self._values.shape
@@ -143,8 +143,8 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
         if not array.flags.writeable:
             raise ValueError(f"dense[{i}] is read-only, but is scaled in place; pass a copy")
         arrays.append(array)
-    squares = [_launch.square(gradient._values) for gradient in gradients]
-    squares += [_launch.square(np.ascontiguousarray(array).reshape(1, -1)) for array in arrays]
+    squares = [_norms.square(gradient._values) for gradient in gradients]
+    squares += [_norms.square(np.ascontiguousarray(array).reshape(1, -1)) for array in arrays]
     norm = math.sqrt(math.fsum(squares))
     if not math.isfinite(norm):
         raise ValueError(

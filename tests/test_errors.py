@@ -56,13 +56,14 @@ IDS, OFFSETS, FACTORS, GRAD = np.array([1, 5]), np.array([0, 1, 2]), np.array([0
 BAGS, PLAIN = se.Bags(IDS, OFFSETS, FACTORS), se.Bags(IDS, OFFSETS)
 WEIGHT, OUT, SGD = Of(lambda w: w.weight), Of(lambda w: w.out), se.SGD(lr=0.1)
 POOLED = {"bags": BAGS, "grad_out": GRAD, "mode": "mean", "padding_idx": 0}
+OPTIONS = {"max_norm": 1.0, "norm_type": 2.0, "scale_grad_by_freq": True}
 CALLS = {
     "plan": {"ids": IDS, "num_rows": ROWS},
     "gather": {"weight": WEIGHT, "ids": IDS, "out": OUT},
     "pool": {"weight": WEIGHT, "bags": BAGS, "mode": "mean", "out": OUT, "padding_idx": 0},
     "scatter_add": {"weight": WEIGHT, "ids": IDS, "values": GRAD, "alpha": 1.0},
-    "coalesce": {"ids": IDS, "grad_out": GRAD, "num_rows": ROWS, "padding_idx": 0},
-    "pool_gradient": POOLED | {"num_rows": ROWS, "weight": None},
+    "coalesce": {"ids": IDS, "grad_out": GRAD, "num_rows": ROWS, "padding_idx": 0, "scale_grad_by_freq": True},
+    "pool_gradient": POOLED | {"num_rows": ROWS, "weight": None, "scale_grad_by_freq": True},
     "per_sample_weights_gradient": POOLED | {"weight": WEIGHT},
     "clip_by_global_norm": {"gradients": Of(lambda w: [w.gradient]), "max_norm": 1.0, "dense": Of(lambda w: [w.dense])},
     "show_versions": {},
@@ -75,8 +76,9 @@ CALLS = {
     "Bags.from_csr": {"matrix": scipy.sparse.csr_array(np.eye(3))},
     "EmbeddingTable": {
         "num_rows": ROWS, "dim": DIM, "optimizer": SGD, "dtype": np.float32, "padding_idx": 0,
-        "initializer": se.initializers.zeros, "rng": 0},
-    "EmbeddingTable.from_array": {"weight": WEIGHT, "optimizer": SGD, "copy": True, "padding_idx": 0},
+        "initializer": se.initializers.zeros, "rng": 0} | OPTIONS,
+    "EmbeddingTable.from_array": {
+        "weight": WEIGHT, "optimizer": SGD, "copy": True, "padding_idx": 0} | OPTIONS,
     "EmbeddingTable.lookup": {"ids": IDS},
     "EmbeddingTable.pool": {"bags": BAGS, "mode": "sum"},
     "EmbeddingTable.update": {"ids": IDS, "grad_out": GRAD, "check_finite": True},
@@ -104,6 +106,7 @@ GRADIENTS = f"{STEPS} coalesce EmbeddingTable.update_pooled pool_gradient per_sa
 READS = "gather pool per_sample_weights_gradient"
 POOLS = "pool EmbeddingTable.pool EmbeddingTable.update_pooled pool_gradient per_sample_weights_gradient"
 COUNTS = "plan coalesce pool_gradient RowGradient EmbeddingTable testing.check_optimizer"
+TABLES = "EmbeddingTable EmbeddingTable.from_array"
 PADDED = "pool coalesce pool_gradient per_sample_weights_gradient EmbeddingTable EmbeddingTable.from_array"
 BETAS = "SparseAdam Adam AdamW LAMB PartialRowwiseAdam"
 SPECIAL = ("betas", "weight_decay_mode", "nesterov")
@@ -184,7 +187,10 @@ BAD = [
     *(("Bags.from_csr", "matrix", v, TypeError, r) for v, r in (
         (scipy.sparse.coo_array(np.eye(3)), "coo_array.*tocsr"), (np.eye(3), "ndarray"),
         (scipy.sparse.csr_array(np.eye(3) * 2j), "complex"))),
-    *(("EmbeddingTable EmbeddingTable.from_array", "optimizer", v, TypeError, "rule") for v in ("adam", se.SGD, 0.1)),
+    *((TABLES, "optimizer", v, TypeError, "rule") for v in ("adam", se.SGD, 0.1)),
+    *((TABLES, "max_norm", v, (TypeError, ValueError), f"{v}") for v in (0, -1.0, NAN, INF, "x", True)),
+    *((TABLES, "norm_type", v, (TypeError, ValueError), f"{v}") for v in (0, -1.0, -INF, NAN, "x", None, True)),
+    *((f"{TABLES} coalesce pool_gradient", "scale_grad_by_freq", v, TypeError, "True or False") for v in (None, 1)),
     *((f, "dtype", v, TypeError, v) for f in ("EmbeddingTable", *INITIALIZERS) for v in ("int32", "foo", "complex64")),
     *(("EmbeddingTable", "initializer", v, (TypeError, ValueError), "") for v in (
         None, "zeros", lambda s, dtype, rng: ones(2, 2), lambda s, dtype, rng: np.ones(s), lambda s, dtype, rng: None)),

@@ -18,6 +18,7 @@ from ...rules._dispatch import (
 )
 from ._intrinsics import claim, finish, join, lane_sum, prefetch, row_address, row_at
 from .catch_up import catch_up_row
+from .norm import clip_row
 from .segment import sum_segment
 
 
@@ -67,17 +68,18 @@ def update_rows(
     fetch,
     scratch,
     lag,
+    limit,
     hp,
 ):
     """Update every row of `segments` = (rows, order, offsets) except `skip`.
 
     steps (1,) counts updates; weight (num_rows, dim); state (num_rows, slots, dim); row_state
     (num_rows, row_slots); scratch (threads, 3 * padded) of zeros, where padded is dim, rounded up
-    to a multiple of 16; `lag` as in `catch_up`, or None.
+    to a multiple of 16; `lag` as in `catch_up`, and `limit` as in `norm`, or None.
     """
     rows, order, offsets = segments
     ahead, lines, state_lines, _, _ = fetch
-    sources, bags, coefs, winners = grads
+    sources, bags, coefs, winners, by_count = grads
     hot_segments, hot_offsets, partials = hot
     member, dim = join(claims), weight.shape[1]
     padded = scratch.shape[1] // 3
@@ -95,9 +97,23 @@ def update_rows(
             r = np.uintp(rows[s])
             if rows[s] != skip:
                 found = sum_segment(
-                    total, s, order, offsets, sources, bags, coefs, winners, hot_segments, hot_offsets, partials, fetch
+                    total,
+                    s,
+                    order,
+                    offsets,
+                    sources,
+                    bags,
+                    coefs,
+                    winners,
+                    by_count,
+                    hot_segments,
+                    hot_offsets,
+                    partials,
+                    fetch,
                 )
                 _update_row(weight, state, row_state, r, row_at(found, dim, total), terms, others, member, lag, hp)
+                if limit is not None:
+                    clip_row(weight, r, limit, member)
         if finish(claims) == num_blocks:
             steps[0] += 1  # here, so that no interrupt can come between the rows and the step
         block = claim(claims)
