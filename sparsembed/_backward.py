@@ -14,7 +14,7 @@ from .plan import Plan, as_plan
 
 
 def lookup_gradients(
-    plan: Plan, grad_out: Any, dim: int | None, table: Array | None, name: str = "grad_out"
+    plan: Plan, grad_out: Any, dim: int | None, table: Array | None, name: str = "grad_out", by_count: bool = False
 ) -> _launch.Gradients:
     """Check the gradients of a plan's lookups, and say where they lie."""
     shapes = plan.shapes
@@ -30,7 +30,7 @@ def lookup_gradients(
         dim = grad.shape[1]
         grads.append(_apart(grad, table))
     common = np.result_type(*grads)  # without a table, the widest decides
-    return _launch.Gradients([np.asarray(grad, common) for grad in grads], plan.counts)
+    return _launch.Gradients([np.asarray(grad, common) for grad in grads], plan.counts, by_count=by_count)
 
 
 def pooled_gradients(
@@ -43,6 +43,7 @@ def pooled_gradients(
     dim: int | None,
     dtype: Any,
     lag: Lag | None = None,
+    by_count: bool = False,
 ) -> tuple[Plan, _launch.Gradients]:
     """Plan pooled lookups and check their gradients; `table` is what "max" compares."""
     if len(grad_out) != len(bags):
@@ -58,7 +59,7 @@ def pooled_gradients(
     sorted_once = None if several else bags[0]._plan
     plain = all(each.per_sample_weights is None for each in bags)
     if plain and mode != "max" and not sorted_once:
-        return _by_bag(bags, grads, mode, num_rows, padding)
+        return _by_bag(bags, grads, mode, num_rows, padding, by_count)
     if sorted_once:
         plan = as_plan(sorted_once, num_rows)
     else:
@@ -77,8 +78,8 @@ def pooled_gradients(
             winners.append(_launch.pool_max(table, each, padding, _memory.empty(shape, result_dtype(table)), lag))
         start += count
     if mode == "max":
-        return plan, _launch.Gradients(grads, counts, bag_of, None, winners[0])
-    return plan, _launch.Gradients(grads, counts, bag_of, coefs)
+        return plan, _launch.Gradients(grads, counts, bag_of, None, winners[0], by_count)
+    return plan, _launch.Gradients(grads, counts, bag_of, coefs, None, by_count)
 
 
 def _joined(bags: list[Bags]) -> Any:
@@ -86,7 +87,7 @@ def _joined(bags: list[Bags]) -> Any:
 
 
 def _by_bag(
-    bags: list[Bags], grads: list[Array], mode: str, num_rows: int, padding: int
+    bags: list[Bags], grads: list[Array], mode: str, num_rows: int, padding: int, by_count: bool
 ) -> tuple[Plan, _launch.Gradients]:
     """Plan bags whose ids all count alike: their bag is all that the sort must keep of them.
 
@@ -100,7 +101,7 @@ def _by_bag(
         starts = np.cumsum([0, *counts])
         for each, start, end in zip(bags, starts, starts[1:], strict=False):
             _launch.share(each, check.MODES[mode], padding, shares[start:end])
-    return plan, _launch.Gradients(grads, counts, None, shares)
+    return plan, _launch.Gradients(grads, counts, None, shares, by_count=by_count)
 
 
 def _chained(offsets: list[Array]) -> Array:
@@ -110,7 +111,12 @@ def _chained(offsets: list[Array]) -> Array:
 
 
 def max_gradient(
-    bags: list[Bags], grad_out: list[Any], table: Array, padding: int, lag: Lag | None = None
+    bags: list[Bags],
+    grad_out: list[Any],
+    table: Array,
+    padding: int,
+    lag: Lag | None = None,
+    by_count: bool = False,
 ) -> RowGradient:
     """Gradient of several max-pooled lookups: winners are counted within each, so each is summed apart."""
     if len(bags) != len(grad_out):
@@ -118,7 +124,12 @@ def max_gradient(
     where = (len(table), padding, table, table.shape[1], table.dtype, lag)
     pairs = [pooled_gradients([each], [grad], "max", *where) for each, grad in zip(bags, grad_out, strict=True)]
     parts = [row_gradient(plan, grads, len(table), padding, "numpy") for plan, grads in pairs]
-    return sum(parts[1:], parts[0])
+    total = sum(parts[1:], parts[0])
+    if by_count:  # occurrences in all of them
+        together = Plan([each.ids for each in bags], len(table), name="bags.ids")
+        counts = np.diff(together.segment_offsets)[np.searchsorted(together.rows, total._rows)]
+        total._values /= counts[:, None].astype(total._values.dtype)
+    return total
 
 
 def as_bags(bags: Any, grad_out: Any, mode: Any) -> tuple[list[Bags], list[Any]]:

@@ -21,6 +21,8 @@ _BLOCK_BYTES = 1 << 19  # one claim of work: rows prefetched across its end warm
 _SERIAL_BYTES = 1 << 20  # below this, waking a thread costs more than it saves
 _STREAM_BYTES = 1 << 22  # outputs from here on are written past the cache
 
+Limit = tuple[float, float, float, float]  # `limit` of `kernels.cpu.norm`, without its room
+
 
 def _blocks(count: int, bytes_each: float) -> tuple[int, int]:
     """Return (number of blocks, items per block); results never depend on either."""
@@ -48,6 +50,8 @@ class Gradients:
         Occurrences in each.
     bags, coefs, winners : arrays or None
         For pooled lookups.
+    by_count : bool
+        Divide each row's sum by the number of its occurrences.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Gradients:
         bags: Array | None = None,
         coefs: Array | None = None,
         winners: Array | None = None,
+        by_count: bool = False,
     ) -> None:
         self.grads = grads  # kept alive here: kernels see addresses only
         self.coefs = coefs
@@ -66,7 +71,7 @@ class Gradients:
         for grad, count in zip(grads, counts, strict=True):
             rows.append((start, grad.__array_interface__["data"][0]))
             start += count
-        self.kernel = (np.array(rows, np.int64), bags, coefs, winners)
+        self.kernel = (np.array(rows, np.int64), bags, coefs, winners, True if by_count else None)
 
 
 def _hot(plan: Plan, grads: Gradients) -> tuple[Array, Array, Array]:
@@ -102,8 +107,9 @@ def update_rows(
     skip: int,
     hyper: Any,
     lag: Lag | None = None,
+    limit: Limit | None = None,
 ) -> None:
-    """Sum each row's gradients, run a rule on it, and count the step."""
+    """Sum each row's gradients, run a rule on it, scale it down to a largest norm, and count the step."""
     row_bytes = weight.shape[1] * weight.itemsize
     k, n = len(plan.rows), len(plan.order)
     if k == 0:
@@ -126,6 +132,7 @@ def update_rows(
         fetch_ahead(grads.grads, weight, state.shape[1]),
         _scratch(num_blocks, 3 * padded(weight.shape[1]), weight.dtype),
         None if lag is None else lag.kernel(num_blocks),
+        None if limit is None else (*limit, _scratch(num_blocks, padded(weight.shape[1]), np.float64)),
         hyper,
     )
 
@@ -226,12 +233,3 @@ def weights_gradient(
         _scratch(num_blocks, padded(weight.shape[1]), np.float64),
         out,
     )
-
-
-def square(array: Array) -> float:
-    """Sum of squares of an array of rows (k, dim), in float64."""
-    sums = np.empty(len(array))
-    num_blocks, block_size = _blocks(len(array), array.strides[0])
-    arguments = (block_size, as_input(array), _scratch(num_blocks, padded(array.shape[1]), np.float64), sums)
-    _threads.run(segment.row_squares, num_blocks, *arguments)
-    return float(sums.sum())

@@ -22,6 +22,20 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     return _aligned(np.zeros, shape, dtype)
 
 
+def owned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a fresh array on a cache line, adopting what already is one."""
+    if array.flags.c_contiguous and array.flags.writeable and array.__array_interface__["data"][0] % ALIGNMENT == 0:
+        return array
+    return copy(array)
+
+
+def copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a copy that starts on a cache line."""
+    aligned = empty(array.shape, array.dtype)
+    aligned[...] = array
+    return aligned
+
+
 def _aligned(allocate: Any, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     dtype = np.dtype(dtype)
     size = dtype.itemsize

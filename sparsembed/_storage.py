@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _launch, _memory
+from . import _launch, _memory, _norms
 from . import _validate as check
 from ._arrays import Array, as_array
 from ._lag import Lag
+from ._options import Options
 from .rules import Rule
 
 _TABLES: "weakref.WeakSet[TableStorage]" = weakref.WeakSet()
@@ -23,20 +24,29 @@ _LAST_STEP = 2**31 - 2  # of rows that catch up: their last steps are int32
 class TableStorage:
     """Weights (num_rows, dim), slots (num_rows, slots, dim), row slots (num_rows, row_slots)."""
 
-    def _hold(self, weight: Array, optimizer: Rule | None, padding_idx: int | None) -> None:
+    def _hold(self, weight: Array, optimizer: Rule | None, options: Options) -> None:
         num_rows, dim = weight.shape
-        self._weight, self._optimizer, self._padding = weight, optimizer, padding_idx
+        self._weight, self._optimizer, self._options = weight, optimizer, options
+        self._limit = None
+        if options.max_norm is not None:
+            self._limit = _norms.limit(options.max_norm, options.norm_type, 1e-7, weight)  # 1e-7: as torch
         self._steps = np.zeros(1, np.int64)  # counted by the kernel
         slots = () if optimizer is None else optimizer.slots
         row_slots = () if optimizer is None else optimizer.row_slots
         self._state = _memory.zeros((num_rows, len(slots), dim), weight.dtype)
         self._row_state = _memory.zeros((num_rows, len(row_slots)), weight.dtype)
-        if padding_idx is not None:
-            weight[padding_idx] = 0
+        self._constrain()
         self._lock = threading.RLock()
         _TABLES.add(self)
         self._last = _memory.zeros((num_rows if self._catches_up else 0,), np.int32)
         self._begin()
+
+    def _constrain(self) -> None:
+        """Make all rows what the options promise, so that no lookup has to."""
+        if self.padding_idx is not None:
+            self._weight[self.padding_idx] = 0
+        if self._limit is not None:
+            _norms.clip_rows(self._weight, self._limit)
 
     @property
     def _catches_up(self) -> bool:
@@ -109,7 +119,22 @@ class TableStorage:
     @property
     def padding_idx(self) -> int | None:
         """The id whose row stays zero."""
-        return self._padding
+        return self._options.padding_idx
+
+    @property
+    def max_norm(self) -> float | None:
+        """The largest norm of a row."""
+        return self._options.max_norm
+
+    @property
+    def norm_type(self) -> float:
+        """The p of the norm that `max_norm` limits."""
+        return self._options.norm_type
+
+    @property
+    def scale_grad_by_freq(self) -> bool:
+        """Whether a row's gradient is the mean over its occurrences, rather than their sum."""
+        return self._options.scale_grad_by_freq
 
     @property
     def optimizer(self) -> Rule | None:
@@ -162,9 +187,9 @@ class TableStorage:
         for larger in ("KiB", "MiB", "GiB", "TiB"):
             if size >= 1024:
                 size, unit = size / 1024, larger
-        padding = "" if self._padding is None else f", padding_idx={self._padding}"
         what = f"{self.num_rows} x {self.dim} {self._weight.dtype}"
-        return f"{type(self).__name__}({what}, {self._optimizer}, step {self.step}{padding}, {size:.1f} {unit})"
+        what += f", {self._optimizer}, step {self.step}{self._options.shown}"
+        return f"{type(self).__name__}({what}, {size:.1f} {unit})"
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that training changes: "weight", "step" and each slot by name."""
@@ -207,35 +232,21 @@ class TableStorage:
         with self._lock:
             for name, target in targets.items():
                 target[...] = sources[name]
-            if self._padding is not None:
-                self._weight[self._padding] = 0
+            self._constrain()
             self._steps[0] = step
             self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"optimizer": self._optimizer, "padding_idx": self._padding, "state_dict": self.state_dict()}
+        return {"optimizer": self._optimizer, "state_dict": self.state_dict()} | self._options._asdict()
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        self._hold(owned(saved["state_dict"]["weight"]), saved["optimizer"], saved["padding_idx"])
+        options = Options(*(saved[name] for name in Options._fields))
+        self._hold(_memory.owned(saved["state_dict"]["weight"]), saved["optimizer"], options)
         self.load_state_dict(saved["state_dict"])
 
 
 def _but_lr(rule: Any) -> dict[str, Any]:
     return {field.name: getattr(rule, field.name) for field in fields(rule) if field.name != "lr"}
-
-
-def owned(array: Array) -> Array:
-    """Return a fresh array on a cache line, adopting what already is one."""
-    if array.flags.c_contiguous and array.flags.writeable and array.__array_interface__["data"][0] % 64 == 0:
-        return array
-    return aligned_copy(array)
-
-
-def aligned_copy(array: Array) -> Array:
-    """Return a copy that starts on a cache line."""
-    aligned = _memory.empty(array.shape, array.dtype)
-    aligned[...] = array
-    return aligned
 
 
 def _renew_locks() -> None:

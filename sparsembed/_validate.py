@@ -48,6 +48,19 @@ def real(value: Any, name: str, least: float = -math.inf) -> float:
     return float(value)
 
 
+def positive(value: Any, name: str) -> float:
+    """Check a finite number above zero such as `max_norm`."""
+    number = real(value, name)
+    if number <= 0:
+        raise ValueError(f"{name} must be above zero, got {value!r}")
+    return number
+
+
+def norm_type(value: Any) -> float:
+    """Check the p of a p-norm."""
+    return math.inf if isinstance(value, float) and value == math.inf else positive(value, "norm_type")
+
+
 def shape(value: Any) -> tuple[int, ...]:
     """Check the shape of an array to make."""
     if not isinstance(value, tuple | list) or not value:

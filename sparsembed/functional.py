@@ -113,7 +113,9 @@ def scatter_add(weight: Any, ids: Any, values: Any, alpha: float = 1.0) -> None:
     batch._recycle()
 
 
-def coalesce(ids: Any, grad_out: Any, num_rows: int, *, padding_idx: int | None = None) -> RowGradient:
+def coalesce(
+    ids: Any, grad_out: Any, num_rows: int, *, padding_idx: int | None = None, scale_grad_by_freq: bool = False
+) -> RowGradient:
     """Sum the gradients of repeated ids.
 
     Parameters
@@ -125,6 +127,8 @@ def coalesce(ids: Any, grad_out: Any, num_rows: int, *, padding_idx: int | None 
         Rows of the table.
     padding_idx : int, optional
         An id whose gradient is dropped.
+    scale_grad_by_freq : bool
+        Divide each sum by the number of ids that it is of, in all lookups together.
 
     Returns
     -------
@@ -150,7 +154,8 @@ def coalesce(ids: Any, grad_out: Any, num_rows: int, *, padding_idx: int | None 
     """
     num_rows = check.count(num_rows, "num_rows")
     padding = check.padding(padding_idx, num_rows)
+    by_count = check.flag(scale_grad_by_freq, "scale_grad_by_freq")
     batch = as_plan(ids, num_rows)
-    grads = lookup_gradients(batch, grad_out, None, None)
+    grads = lookup_gradients(batch, grad_out, None, None, by_count=by_count)
     first = grad_out[0] if isinstance(grad_out, list | tuple) and grad_out else grad_out
     return row_gradient(batch, grads, num_rows, padding, kind_of(first))

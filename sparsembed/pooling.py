@@ -74,6 +74,7 @@ def pool_gradient(
     *,
     padding_idx: int | None = None,
     weight: Any = None,
+    scale_grad_by_freq: bool = False,
 ) -> RowGradient:
     """Gradient of `pool` with respect to the table.
 
@@ -87,6 +88,9 @@ def pool_gradient(
         As in `pool`.
     weight : array of shape (num_rows, dim)
         The table that was pooled; only needed, and required, for mode "max".
+    scale_grad_by_freq : bool
+        Divide each row's sum by the number of times that its id occurs in all bags.  In mode "max", too:
+        occurrences that win nothing have a gradient of zero, and count.
 
     Returns
     -------
@@ -113,7 +117,8 @@ def pool_gradient(
         raise ValueError(f"weight must have num_rows = {num_rows} rows, got {len(table)}")
     check_mode(bags, mode)
     padding = check.padding(padding_idx, num_rows)
-    batch, grads = pooled_gradients([bags], [grad_out], mode, num_rows, padding, table, None, None)
+    by_count = check.flag(scale_grad_by_freq, "scale_grad_by_freq")
+    batch, grads = pooled_gradients([bags], [grad_out], mode, num_rows, padding, table, None, None, None, by_count)
     return row_gradient(batch, grads, num_rows, padding, kind_of(grad_out))
 
 

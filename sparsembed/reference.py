@@ -48,11 +48,30 @@ def scatter_add(weight: Any, ids: Any, values: Any, alpha: float = 1.0) -> Array
     return table + alpha * coalesce(ids, values, len(table))
 
 
-def coalesce(ids: Any, grad_out: Any, num_rows: int) -> Array:
-    """``onehot(ids).T @ grad_out``: the dense gradient, (num_rows, dim)."""
+def coalesce(ids: Any, grad_out: Any, num_rows: int, scale_grad_by_freq: bool = False) -> Array:
+    """``onehot(ids).T @ grad_out``: the dense gradient, (num_rows, dim).
+
+    With `scale_grad_by_freq`, ``onehot(ids).T @ shares(ids) @ grad_out``.
+    """
     grad = np.asarray(grad_out, np.float64)
-    dense: Array = onehot(ids, num_rows).T @ grad.reshape(-1, grad.shape[-1])
+    matrix = onehot(ids, num_rows)
+    if scale_grad_by_freq:
+        matrix = shares(ids, num_rows) @ matrix
+    dense: Array = matrix.T @ grad.reshape(-1, grad.shape[-1])
     return dense
+
+
+def shares(ids: Any, num_rows: int) -> sparse.dia_array:
+    """Diagonal matrix (n, n): one over the number of times that each occurrence's id occurs.
+
+    Examples
+    --------
+    >>> import sparsembed as se
+    >>> se.reference.shares([2, 0, 2], 3).diagonal()
+    array([0.5, 1. , 0.5])
+    """
+    matrix = onehot(ids, num_rows)
+    return sparse.diags_array(1 / (matrix @ matrix.sum(axis=0)))
 
 
 def bag_matrix(bags: Bags, num_rows: int, mode: str = "sum", padding_idx: int | None = None) -> sparse.csr_array:
@@ -118,17 +137,37 @@ def pool_gradient(
     mode: str = "sum",
     padding_idx: int | None = None,
     weight: Any = None,
+    scale_grad_by_freq: bool = False,
 ) -> Array:
-    """``bag_matrix.T @ grad_out``: the dense gradient; for max, to the winners only."""
+    """``bag_matrix.T @ grad_out``: the dense gradient; for max, to the winners only.
+
+    With `scale_grad_by_freq`, the gradient of each occurrence is multiplied by its `shares` first.
+    """
     grad = np.asarray(grad_out, np.float64)
     if mode != "max":
-        dense: Array = bag_matrix(bags, num_rows, mode, padding_idx).T @ grad
-        return dense
-    dense = np.zeros((num_rows, grad.shape[1]))
-    for c, winners in enumerate(argmax(weight, bags, padding_idx).T):
-        won = winners >= 0
-        dense[:, c] = onehot(bags.ids[winners[won]], num_rows).T @ grad[won, c]
-    return dense
+        each = _members(bags, mode, padding_idx).T @ grad  # of every occurrence
+    else:
+        each = np.zeros((len(bags.ids), grad.shape[1]))
+        for c, winners in enumerate(argmax(weight, bags, padding_idx).T):
+            each[winners[winners >= 0], c] = grad[winners >= 0, c]
+    return coalesce(bags.ids, each, num_rows, scale_grad_by_freq)
+
+
+def clip_rows(weight: Any, max_norm: float, norm_type: float = 2.0) -> Array:
+    """Rows whose norm exceeds `max_norm`, times ``max_norm / (norm + 1e-7)``; the others as they are.
+
+    Examples
+    --------
+    >>> import sparsembed as se
+    >>> se.reference.clip_rows([[3.0, 4.0], [0.3, 0.4]], max_norm=1.0).round(6)
+    array([[0.6, 0.8],
+           [0.3, 0.4]])
+    """
+    table = np.asarray(weight, np.float64)
+    norms = np.linalg.norm(table, norm_type, axis=1)
+    factors = np.where(norms > max_norm, max_norm / (norms + 1e-7), 1.0)
+    clipped: Array = sparse.diags_array(factors) @ table
+    return clipped
 
 
 def per_sample_weights_gradient(
@@ -156,7 +195,16 @@ def per_sample_weights_gradient(
 
 
 def update(
-    rule: Rule, weight: Any, state: dict[str, Any], ids: Any, grad_out: Any, step: int, padding_idx: int | None = None
+    rule: Rule,
+    weight: Any,
+    state: dict[str, Any],
+    ids: Any,
+    grad_out: Any,
+    step: int,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
 ) -> tuple[Array, dict[str, Array]]:
     """One optimizer step with the dense gradient ``onehot(ids).T @ grad_out``.
 
@@ -171,6 +219,8 @@ def update(
     step : int
         Number of this update, from 1.
     padding_idx : int, optional
+    max_norm, norm_type, scale_grad_by_freq
+        As in `EmbeddingTable`.
 
     Returns
     -------
@@ -183,9 +233,9 @@ def update(
     # A rule that equals a dense optimizer steps every row.
     flat = touched if rule.catch_up is None else np.arange(len(table))
     rows = flat[flat != padding_idx] if padding_idx is not None else flat
-    dense = coalesce(ids, grad_out, len(table)) if len(touched) else np.zeros_like(table)
+    dense = coalesce(ids, grad_out, len(table), scale_grad_by_freq) if len(touched) else np.zeros_like(table)
     new, new_slots = take_step(rule, table[rows], [slots[name][rows] for name in slots], dense[rows], step)
-    table[rows] = new
+    table[rows] = new if max_norm is None else clip_rows(new, max_norm, norm_type)
     for name, value in zip(slots, new_slots, strict=True):
         slots[name][rows] = value
     return table, slots

@@ -56,27 +56,39 @@ IDS, OFFSETS, FACTORS, GRAD = np.array([1, 5]), np.array([0, 1, 2]), np.array([0
 BAGS, PLAIN = se.Bags(IDS, OFFSETS, FACTORS), se.Bags(IDS, OFFSETS)
 WEIGHT, OUT, SGD = Of(lambda w: w.weight), Of(lambda w: w.out), se.SGD(lr=0.1)
 POOLED = {"bags": BAGS, "grad_out": GRAD, "mode": "mean", "padding_idx": 0}
+OPTIONS = {"max_norm": 1.0, "norm_type": 2.0, "scale_grad_by_freq": True}
 CALLS = {
     "plan": {"ids": IDS, "num_rows": ROWS},
     "gather": {"weight": WEIGHT, "ids": IDS, "out": OUT},
     "pool": {"weight": WEIGHT, "bags": BAGS, "mode": "mean", "out": OUT, "padding_idx": 0},
     "scatter_add": {"weight": WEIGHT, "ids": IDS, "values": GRAD, "alpha": 1.0},
-    "coalesce": {"ids": IDS, "grad_out": GRAD, "num_rows": ROWS, "padding_idx": 0},
-    "pool_gradient": POOLED | {"num_rows": ROWS, "weight": None},
+    "coalesce": {"ids": IDS, "grad_out": GRAD, "num_rows": ROWS, "padding_idx": 0, "scale_grad_by_freq": True},
+    "pool_gradient": POOLED | {"num_rows": ROWS, "weight": None, "scale_grad_by_freq": True},
     "per_sample_weights_gradient": POOLED | {"weight": WEIGHT},
     "clip_by_global_norm": {"gradients": Of(lambda w: [w.gradient]), "max_norm": 1.0, "dense": Of(lambda w: [w.dense])},
     "show_versions": {},
     "RowGradient": {"rows": np.array([1, 4]), "values": GRAD, "num_rows": ROWS},
     "RowGradient.scale": {"factor": 2.0},
     "RowGradient.norm": {},
+    "RowGradient.clip_rows": {"max_norm": 1.0},
+    "RowGradient.clip_values": {"limit": 0.5},
+    "RowGradient.unscale": {"loss_scale": 1024.0},
+    "RowGradient.is_finite": {},
+    "RowGradient.to_torch": {},
+    "RowGradient.from_torch": {"tensor": Of(lambda w: w.gradient.to_torch())},
+    "RowGradient.to_scipy": {},
+    "RowGradient.from_scipy": {"matrix": scipy.sparse.csr_array(np.eye(3))},
+    "RowGradient.to_indexed_slices": {},
+    "RowGradient.from_indexed_slices": {"slices": (GRAD, IDS, (ROWS, DIM))},
     "Bags": {"ids": IDS, "offsets": OFFSETS, "per_sample_weights": FACTORS},
     "Bags.from_padded": {"ids": np.array([[1, 0], [5, 4]]), "padding_idx": 0, "per_sample_weights": ones(2, 2)},
     "Bags.from_lists": {"ids": [[1, 2], [5]], "per_sample_weights": [[1.0, 2.0], [0.5]]},
     "Bags.from_csr": {"matrix": scipy.sparse.csr_array(np.eye(3))},
     "EmbeddingTable": {
         "num_rows": ROWS, "dim": DIM, "optimizer": SGD, "dtype": np.float32, "padding_idx": 0,
-        "initializer": se.initializers.zeros, "rng": 0},
-    "EmbeddingTable.from_array": {"weight": WEIGHT, "optimizer": SGD, "copy": True, "padding_idx": 0},
+        "initializer": se.initializers.zeros, "rng": 0} | OPTIONS,
+    "EmbeddingTable.from_array": {
+        "weight": WEIGHT, "optimizer": SGD, "copy": True, "padding_idx": 0} | OPTIONS,
     "EmbeddingTable.lookup": {"ids": IDS},
     "EmbeddingTable.pool": {"bags": BAGS, "mode": "sum"},
     "EmbeddingTable.update": {"ids": IDS, "grad_out": GRAD, "check_finite": True},
@@ -104,6 +116,7 @@ GRADIENTS = f"{STEPS} coalesce EmbeddingTable.update_pooled pool_gradient per_sa
 READS = "gather pool per_sample_weights_gradient"
 POOLS = "pool EmbeddingTable.pool EmbeddingTable.update_pooled pool_gradient per_sample_weights_gradient"
 COUNTS = "plan coalesce pool_gradient RowGradient EmbeddingTable testing.check_optimizer"
+TABLES = "EmbeddingTable EmbeddingTable.from_array"
 PADDED = "pool coalesce pool_gradient per_sample_weights_gradient EmbeddingTable EmbeddingTable.from_array"
 BETAS = "SparseAdam Adam AdamW LAMB PartialRowwiseAdam"
 SPECIAL = ("betas", "weight_decay_mode", "nesterov")
@@ -112,6 +125,15 @@ several = [IDS, np.array([[2], [9]])]
 trap = "B, 1.*silently averages"
 strided = as_strided(ones(3), (ROWS, DIM), (0, 4))
 odd = np.frombuffer(bytearray(4 * ROWS * DIM + 1), np.uint8, offset=1).view(np.float32).reshape(ROWS, DIM)
+
+
+def outside(index):
+    """A CSR array with an index that its shape does not allow, which scipy does not notice by itself."""
+    matrix = scipy.sparse.csr_array(np.eye(3))
+    matrix.indices[1] = index
+    return matrix
+
+
 bad_bags = se.Bags(np.array([1, 9]), OFFSETS)
 
 # (calls, argument, wrong value, exception, what the message says besides the argument's name)
@@ -175,6 +197,25 @@ BAD = [
         ([4, 1], "increasing"), ([1, 1], "increasing"), ([[1, 4]], "one-dim"),
         ([1, 8], r"\[1\] is 8"), ([1.0, 4], "64"))),
     *(("RowGradient.scale", "factor", v, (TypeError, ValueError), f"{v}") for v in (NAN, INF, "x", None)),
+    *(("RowGradient.clip_rows", "max_norm", v, (TypeError, ValueError), f"{v}") for v in (-1.0, NAN, INF, "x", None)),
+    *(("RowGradient.clip_values", "limit", v, (TypeError, ValueError), f"{v}") for v in (-1.0, NAN, INF, "x", None)),
+    *(("RowGradient.unscale", "loss_scale", v, (TypeError, ValueError), "") for v in (
+        0, -1.0, NAN, INF, "x", None, 1e300, 1e-300)),
+    *(("RowGradient.from_torch", "tensor", v, (TypeError, ValueError), r) for v, r in (
+        (np.eye(3), "ndarray"), (None, "NoneType"),
+        (Of(lambda w: w.gradient.to_torch().to_dense()), "strided.*coalesce"),
+        (Of(lambda w: w.gradient.to_torch().bfloat16()), "bfloat16.*float()"),
+        (Of(lambda w: w.gradient.to_torch().to_dense().to_sparse()), "one sparse dimension"))),
+    *(("RowGradient.from_scipy", "matrix", v, (TypeError, ValueError), r) for v, r in (
+        (np.eye(3), "ndarray.*tocsr"), (scipy.sparse.coo_array(np.eye(3)), "coo_array.*tocsr"),
+        (scipy.sparse.csr_array(np.eye(3, dtype=int)), "int64"), (scipy.sparse.csr_array(np.eye(3) * 1j), "complex"),
+        (scipy.sparse.csr_array(np.ones(3)), r"\(3,\)"), (outside(3), ""), (outside(-1), ""))),
+    *(("RowGradient.from_indexed_slices", "slices", v, (TypeError, ValueError, IndexError), r) for v, r in (
+        (None, "dense_shape"), ((GRAD, IDS), "dense_shape"), ((GRAD, IDS, None), "dense_shape"),
+        ((GRAD, IDS, (ROWS,)), "dense_shape"), ((GRAD, IDS, (ROWS, 2)), r"\(2, 2\)"), ((GRAD, IDS, (5, DIM)), "5.*< 5"),
+        ((GRAD, IDS[None], (ROWS, DIM)), r"\(1, 2\)"), ((GRAD, IDS * 1.0, (ROWS, DIM)), "float64"),
+        ((GRAD[:1], IDS, (ROWS, DIM)), r"\(1, 3\)"), ((GRAD.astype(int), IDS, (ROWS, DIM)), "int64"),
+        ((GRAD, IDS, (8.0, 3.0)), "dense_shape.*integer"))),
     *(("Bags", "offsets", np.array(v), (TypeError, ValueError), r) for v, r in (
         ([0.0, 2], "float64"), ([0, 2, 1, 2], "decrease.*2 then 1.*position 2"), ([0, 1], r"len\(ids\) = 2, got 1"),
         ([0, 3], "got 3"), ([1, 2], r"start at 0.*1"), ([[0, 2]], r"\(1, 2\)"), (IDS[:0], "num_bags"), (2, r"\(\)"))),
@@ -184,7 +225,10 @@ BAD = [
     *(("Bags.from_csr", "matrix", v, TypeError, r) for v, r in (
         (scipy.sparse.coo_array(np.eye(3)), "coo_array.*tocsr"), (np.eye(3), "ndarray"),
         (scipy.sparse.csr_array(np.eye(3) * 2j), "complex"))),
-    *(("EmbeddingTable EmbeddingTable.from_array", "optimizer", v, TypeError, "rule") for v in ("adam", se.SGD, 0.1)),
+    *((TABLES, "optimizer", v, TypeError, "rule") for v in ("adam", se.SGD, 0.1)),
+    *((TABLES, "max_norm", v, (TypeError, ValueError), f"{v}") for v in (0, -1.0, NAN, INF, "x", True)),
+    *((TABLES, "norm_type", v, (TypeError, ValueError), f"{v}") for v in (0, -1.0, -INF, NAN, "x", None, True)),
+    *((f"{TABLES} coalesce pool_gradient", "scale_grad_by_freq", v, TypeError, "True or False") for v in (None, 1)),
     *((f, "dtype", v, TypeError, v) for f in ("EmbeddingTable", *INITIALIZERS) for v in ("int32", "foo", "complex64")),
     *(("EmbeddingTable", "initializer", v, (TypeError, ValueError), "") for v in (
         None, "zeros", lambda s, dtype, rng: ones(2, 2), lambda s, dtype, rng: np.ones(s), lambda s, dtype, rng: None)),
@@ -216,7 +260,15 @@ LABELS = [
     for path, name, value, *_ in CASES
 ]
 # What a message may name instead of the argument.
-ALSO = {"ids": "plan", "bags": "per_sample_weights", "dtype": "data type", "shape": "dimensions", "state_dict": "step"}
+ALSO = {
+    "slices": "values|indices|dense_shape",
+    "matrix": "indices",
+    "ids": "plan",
+    "bags": "per_sample_weights",
+    "dtype": "data type",
+    "shape": "dimensions",
+    "state_dict": "step",
+}
 
 
 def function(path, w):
@@ -227,6 +279,8 @@ def function(path, w):
 
 def call(path, w, replaced):
     given = CALLS[path] | replaced
+    if path.endswith("_torch"):
+        pytest.importorskip("torch")
     given = {name: value.take(w) if isinstance(value, Of) else value for name, value in given.items()}
     return function(path, w)(**given)
 

@@ -79,6 +79,7 @@ FORBIDDEN = {
     "plan": "bags gradient functional table _launch",
     "bags": "gradient functional table _launch",
     "_launch": "_validate gradient functional table",
+    "_norms": "_validate gradient functional table",
     "functional": "table reference testing",
     "table": "reference testing",
 }
@@ -171,8 +172,8 @@ def test_kernels_neither_allocate_nor_raise_nor_read_outside():
 
 # The names of the design, with their parameters; programs outside this repository call them.
 NAMES = {
-    "EmbeddingTable": "num_rows dim optimizer dtype padding_idx rng",
-    "EmbeddingTable.from_array": "weight optimizer copy padding_idx",
+    "EmbeddingTable": "num_rows dim optimizer dtype padding_idx rng max_norm norm_type scale_grad_by_freq",
+    "EmbeddingTable.from_array": "weight optimizer copy padding_idx max_norm norm_type scale_grad_by_freq",
     "EmbeddingTable.lookup": "ids",
     "EmbeddingTable.update": "ids grad_out check_finite",
     "EmbeddingTable.pool": "bags mode",

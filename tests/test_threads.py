@@ -116,6 +116,11 @@ def everything():
             for mode in ("sum", "mean", "sqrtn", "max"):
                 t.update_pooled(plain if mode == "max" else bags, grad[: bags.num_bags], mode)
             found.append(contents(t))
+        short = se.EmbeddingTable(ROWS, DIM, se.SGD(lr=0.1), dtype=dtype, rng=0, max_norm=0.14, scale_grad_by_freq=True)
+        found.append(contents(short))
+        short.update(ids, grad)
+        short.update_pooled(bags, grad[: bags.num_bags], "mean")
+        found.append(contents(short))
         found.append(digest(t.lookup(ids)))
         for mode in ("sum", "mean", "sqrtn", "max"):
             found.append(digest(t.pool(plain if mode == "max" else bags, mode)))

@@ -5,8 +5,9 @@ Names used by all kernels: `order` (n,) occurrences sorted by row; `rows` (k,) u
 `grads` says where the gradient of occurrence i lies: `sources` (lookups, 2) holds the first
 occurrence and the address of each lookup's gradient; for pooled lookups `bags` (n,) is the
 gradient row of each occurrence, `coefs` (n,) its factor, `winners` (num_bags, dim) the
-occurrence that won each column of a max; None where unused.  `fetch` says what to prefetch: (table rows
-ahead, cache lines of one, of its state; gradient rows ahead, lines of one).
+occurrence that won each column of a max, `by_count` that each row's sum is divided by the number of its
+occurrences; None where unused.  `fetch` says what to prefetch: (table rows ahead, cache lines of one, of its
+state; gradient rows ahead, lines of one).
 """
 
 import numpy as np
@@ -106,11 +107,13 @@ def _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch):
 
 
 @inline
-def sum_segment(total, s, order, offsets, sources, bags, coefs, winners, hot_segments, hot_offsets, partials, fetch):
+def sum_segment(total, s, order, offsets, grads, hot, fetch):
     """Sum the gradients of segment s; return the address of the sum.
 
     That is `total`, or the gradient row itself where it is the only one.
     """
+    sources, bags, coefs, winners, by_count = grads
+    hot_segments, hot_offsets, partials = hot
     first, last = np.int64(offsets[s]), np.int64(offsets[s + 1])
     if last - first == 1 and coefs is None and winners is None:
         row_bytes = total.shape[0] * total.itemsize
@@ -124,6 +127,10 @@ def sum_segment(total, s, order, offsets, sources, bags, coefs, winners, hot_seg
         for chunk in range(hot_offsets[h], hot_offsets[h + 1]):
             for c in range(total.shape[0]):
                 total[c] += partials[chunk, c]
+    if by_count is not None:
+        count = total.dtype.type(last - first)
+        for c in range(total.shape[0]):
+            total[c] /= count
     return row_address(total, 0)
 
 
@@ -134,7 +141,7 @@ def sum_hot(claims, num_blocks, order, offsets, grads, hot, fetch):
     Chunks are counted from the start of their segment, so that a row's sum depends on its own
     occurrences alone.
     """
-    sources, bags, coefs, winners = grads
+    sources, bags, coefs, winners, _ = grads
     hot_segments, hot_offsets, partials = hot
     block = claim(claims)
     while block < num_blocks:
@@ -151,16 +158,12 @@ def sum_hot(claims, num_blocks, order, offsets, grads, hot, fetch):
 @kernel
 def segment_sum(claims, num_blocks, block_size, order, offsets, grads, hot, fetch, values):
     """Write the gradient sum of every segment to its row of `values` (k, dim)."""
-    sources, bags, coefs, winners = grads
-    hot_segments, hot_offsets, partials = hot
     row_bytes = values.shape[1] * values.itemsize
     block = claim(claims)
     while block < num_blocks:
         for s in range(block * block_size, min((block + 1) * block_size, values.shape[0])):
             total = values[s]
-            found = sum_segment(
-                total, s, order, offsets, sources, bags, coefs, winners, hot_segments, hot_offsets, partials, fetch
-            )
+            found = sum_segment(total, s, order, offsets, grads, hot, fetch)
             if found != row_address(total, 0):
                 copy(row_address(total, 0), found, row_bytes)
         finish(claims)

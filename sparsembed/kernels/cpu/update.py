@@ -19,6 +19,7 @@ from ...rules._dispatch import (
 from ._intrinsics import lane_sum, prefetch, row_address, row_at
 from ._sharing import claim, finish, join
 from .catch_up import catch_up_row
+from .norm import clip_row
 from .segment import sum_segment
 
 
@@ -68,18 +69,17 @@ def update_rows(
     fetch,
     scratch,
     lag,
+    limit,
     hp,
 ):
     """Update every row of `segments` = (rows, order, offsets) except `skip`.
 
     steps (1,) counts updates; weight (num_rows, dim); state (num_rows, slots, dim); row_state
     (num_rows, row_slots); scratch (threads, 3 * padded) of zeros, where padded is dim, rounded up
-    to a multiple of 16; `lag` as in `catch_up`, or None.
+    to a multiple of 16; `lag` as in `catch_up`, and `limit` as in `norm`, or None.
     """
     rows, order, offsets = segments
     ahead, lines, state_lines, _, _ = fetch
-    sources, bags, coefs, winners = grads
-    hot_segments, hot_offsets, partials = hot
     member, dim = join(claims), weight.shape[1]
     padded = scratch.shape[1] // 3
     total, terms, others = scratch[member, :dim], scratch[member, padded : 2 * padded], scratch[member, 2 * padded :]
@@ -95,10 +95,10 @@ def update_rows(
                     prefetch(row_address(lag[0], soon), 1)
             r = np.uintp(rows[s])
             if rows[s] != skip:
-                found = sum_segment(
-                    total, s, order, offsets, sources, bags, coefs, winners, hot_segments, hot_offsets, partials, fetch
-                )
+                found = sum_segment(total, s, order, offsets, grads, hot, fetch)
                 _update_row(weight, state, row_state, r, row_at(found, dim, total), terms, others, member, lag, hp)
+                if limit is not None:
+                    clip_row(weight, r, limit, member)
         if finish(claims) == num_blocks:
             steps[0] += 1  # here, so that no interrupt can come between the rows and the step
         block = claim(claims)
