@@ -25,6 +25,11 @@ class RowGradient(Exchange):
     num_rows : int
         Rows of the table.
 
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        For rows and values of wrong dtype or shape, rows that do not increase, or a row out of range.
+
     Examples
     --------
     >>> import numpy as np, sparsembed as se
@@ -79,7 +84,17 @@ class RowGradient(Exchange):
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def scale(self, factor: float) -> "RowGradient":
-        """Return the gradient times a number."""
+        """Return the gradient times a number.
+
+        Parameters
+        ----------
+        factor : float
+            Finite.
+
+        Returns
+        -------
+        RowGradient
+        """
         number = check.real(factor, "factor")
         return self._of(np.multiply, self._values.dtype.type(number))
 
@@ -117,6 +132,10 @@ class RowGradient(Exchange):
         ----------
         limit : float
             Finite, not negative.
+
+        Returns
+        -------
+        RowGradient
 
         Examples
         --------

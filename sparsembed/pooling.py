@@ -95,6 +95,7 @@ def pool_gradient(
     Returns
     -------
     RowGradient
+        Of the rows in the bags, but for padding.
 
     Raises
     ------

@@ -45,6 +45,11 @@ class SGD(Rule):
     a gradient map (w, b) linearly, by a 2 x 2 matrix that all rows share which missed the same steps.  Of
     a row at rest only the slower of the two modes is left, one factor per step.
 
+    References
+    ----------
+    Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013,
+    https://proceedings.mlr.press/v28/sutskever13.html; formula: torch/optim/sgd.py.
+
     Examples
     --------
     >>> import numpy as np, sparsembed as se
