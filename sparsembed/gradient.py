@@ -8,11 +8,12 @@ import numpy as np
 
 from . import _launch, _memory, _norms
 from . import _validate as check
-from ._arrays import Array, kind_of, to_kind
+from ._arrays import kind_of, to_kind
+from ._exchange import Exchange
 from .plan import Plan
 
 
-class RowGradient:
+class RowGradient(Exchange):
     """Gradient of some rows of a table: zero everywhere else.
 
     Parameters
@@ -34,7 +35,7 @@ class RowGradient:
     2.236
     """
 
-    __slots__ = ("_kind", "_rows", "_values", "num_rows")
+    __slots__ = ()
 
     def __init__(self, rows: Any, values: Any, num_rows: int) -> None:
         self.num_rows = check.count(num_rows, "num_rows")
@@ -44,13 +45,6 @@ class RowGradient:
         self._rows = flat
         self._values = check.gradient(values, shape, None, None, "values")
         self._kind = kind_of(values)
-
-    @classmethod
-    def _make(cls, rows: Array, values: Array, num_rows: int, kind: str) -> "RowGradient":
-        """Wrap what the kernels made, unchecked."""
-        gradient = cls.__new__(cls)
-        gradient.num_rows, gradient._rows, gradient._values, gradient._kind = num_rows, rows, values, kind
-        return gradient
 
     @property
     def rows(self) -> Any:
@@ -87,8 +81,92 @@ class RowGradient:
     def scale(self, factor: float) -> "RowGradient":
         """Return the gradient times a number."""
         number = check.real(factor, "factor")
+        return self._of(np.multiply, self._values.dtype.type(number))
+
+    def unscale(self, loss_scale: float) -> "RowGradient":
+        """Return the gradient divided by a number: what undoes the scaling of a loss in mixed precision.
+
+        Parameters
+        ----------
+        loss_scale : float
+            Finite and above zero, in the gradient's dtype too.
+
+        Returns
+        -------
+        RowGradient
+            Never in half precision: gradients of float16 have become float32 when this one was made.
+            Infinities and NaN stay; see `is_finite`.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> g = se.RowGradient([1], np.array([[512.0]], np.float16), num_rows=2).unscale(1024.0)
+        >>> g.values, g.is_finite()
+        (array([[0.5]], dtype=float32), True)
+        """
+        number, dtype = check.positive(loss_scale, "loss_scale"), self._values.dtype
+        if not float(np.finfo(dtype).tiny) <= number <= float(np.finfo(dtype).max):
+            raise ValueError(f"loss_scale must fit into {dtype}, got {loss_scale!r}")
+        with np.errstate(over="ignore"):  # of a scale below one; `is_finite` tells
+            return self._of(np.divide, dtype.type(number))
+
+    def clip_values(self, limit: float) -> "RowGradient":
+        """Return the gradient with every element brought into [-limit, limit]; NaN stays.
+
+        Parameters
+        ----------
+        limit : float
+            Finite, not negative.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> se.RowGradient([1], np.array([[-3.0, 0.5]]), num_rows=2).clip_values(1.0).values
+        array([[-1. ,  0.5]])
+        """
+        number = min(check.real(limit, "limit", least=0.0), float(np.finfo(self._values.dtype).max))
+        most = self._values.dtype.type(number)
+        return self._of(np.clip, -most, most)
+
+    def clip_rows(self, max_norm: float) -> "RowGradient":
+        """Return the gradient with every row scaled down to a Euclidean norm of at most `max_norm`.
+
+        Parameters
+        ----------
+        max_norm : float
+            Finite, not negative.
+
+        Returns
+        -------
+        RowGradient
+            Rows that are not larger keep their bits, rows with NaN or infinity stay.
+
+        Notes
+        -----
+        Of the summed gradient, so that the result does not depend on how the batch was put together.  Norms
+        are taken in float64.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> g = se.RowGradient([0, 1], np.array([[3.0, 4.0], [0.3, 0.4]]), num_rows=2)
+        >>> g.clip_rows(1.0).values.round(6)
+        array([[0.6, 0.8],
+               [0.3, 0.4]])
+        """
+        most = check.real(max_norm, "max_norm", least=0.0)
+        values = _memory.copy(self._values)
+        _norms.clip_rows(values, _norms.limit(most, 2.0, 0.0, values))
+        return self._make(self._rows, values, self.num_rows, self._kind)
+
+    def is_finite(self) -> bool:
+        """Whether no element is NaN or infinite."""
+        return bool(np.isfinite(self._values).all())
+
+    def _of(self, function: Any, *arguments: Any) -> "RowGradient":
+        """Return a gradient of the same rows, whose values are a NumPy function of these."""
         values = _memory.empty(self._values.shape, self._values.dtype)
-        np.multiply(self._values, self._values.dtype.type(number), out=values)
+        function(self._values, *arguments, out=values)
         return self._make(self._rows, values, self.num_rows, self._kind)
 
     def norm(self) -> float:

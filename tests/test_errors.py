@@ -70,6 +70,16 @@ CALLS = {
     "RowGradient": {"rows": np.array([1, 4]), "values": GRAD, "num_rows": ROWS},
     "RowGradient.scale": {"factor": 2.0},
     "RowGradient.norm": {},
+    "RowGradient.clip_rows": {"max_norm": 1.0},
+    "RowGradient.clip_values": {"limit": 0.5},
+    "RowGradient.unscale": {"loss_scale": 1024.0},
+    "RowGradient.is_finite": {},
+    "RowGradient.to_torch": {},
+    "RowGradient.from_torch": {"tensor": Of(lambda w: w.gradient.to_torch())},
+    "RowGradient.to_scipy": {},
+    "RowGradient.from_scipy": {"matrix": scipy.sparse.csr_array(np.eye(3))},
+    "RowGradient.to_indexed_slices": {},
+    "RowGradient.from_indexed_slices": {"slices": (GRAD, IDS, (ROWS, DIM))},
     "Bags": {"ids": IDS, "offsets": OFFSETS, "per_sample_weights": FACTORS},
     "Bags.from_padded": {"ids": np.array([[1, 0], [5, 4]]), "padding_idx": 0, "per_sample_weights": ones(2, 2)},
     "Bags.from_lists": {"ids": [[1, 2], [5]], "per_sample_weights": [[1.0, 2.0], [0.5]]},
@@ -115,6 +125,15 @@ several = [IDS, np.array([[2], [9]])]
 trap = "B, 1.*silently averages"
 strided = as_strided(ones(3), (ROWS, DIM), (0, 4))
 odd = np.frombuffer(bytearray(4 * ROWS * DIM + 1), np.uint8, offset=1).view(np.float32).reshape(ROWS, DIM)
+
+
+def outside(index):
+    """A CSR array with an index that its shape does not allow, which scipy does not notice by itself."""
+    matrix = scipy.sparse.csr_array(np.eye(3))
+    matrix.indices[1] = index
+    return matrix
+
+
 bad_bags = se.Bags(np.array([1, 9]), OFFSETS)
 
 # (calls, argument, wrong value, exception, what the message says besides the argument's name)
@@ -178,6 +197,25 @@ BAD = [
         ([4, 1], "increasing"), ([1, 1], "increasing"), ([[1, 4]], "one-dim"),
         ([1, 8], r"\[1\] is 8"), ([1.0, 4], "64"))),
     *(("RowGradient.scale", "factor", v, (TypeError, ValueError), f"{v}") for v in (NAN, INF, "x", None)),
+    *(("RowGradient.clip_rows", "max_norm", v, (TypeError, ValueError), f"{v}") for v in (-1.0, NAN, INF, "x", None)),
+    *(("RowGradient.clip_values", "limit", v, (TypeError, ValueError), f"{v}") for v in (-1.0, NAN, INF, "x", None)),
+    *(("RowGradient.unscale", "loss_scale", v, (TypeError, ValueError), "") for v in (
+        0, -1.0, NAN, INF, "x", None, 1e300, 1e-300)),
+    *(("RowGradient.from_torch", "tensor", v, (TypeError, ValueError), r) for v, r in (
+        (np.eye(3), "ndarray"), (None, "NoneType"),
+        (Of(lambda w: w.gradient.to_torch().to_dense()), "strided.*coalesce"),
+        (Of(lambda w: w.gradient.to_torch().bfloat16()), "bfloat16.*float()"),
+        (Of(lambda w: w.gradient.to_torch().to_dense().to_sparse()), "one sparse dimension"))),
+    *(("RowGradient.from_scipy", "matrix", v, (TypeError, ValueError), r) for v, r in (
+        (np.eye(3), "ndarray.*tocsr"), (scipy.sparse.coo_array(np.eye(3)), "coo_array.*tocsr"),
+        (scipy.sparse.csr_array(np.eye(3, dtype=int)), "int64"), (scipy.sparse.csr_array(np.eye(3) * 1j), "complex"),
+        (scipy.sparse.csr_array(np.ones(3)), r"\(3,\)"), (outside(3), ""), (outside(-1), ""))),
+    *(("RowGradient.from_indexed_slices", "slices", v, (TypeError, ValueError, IndexError), r) for v, r in (
+        (None, "dense_shape"), ((GRAD, IDS), "dense_shape"), ((GRAD, IDS, None), "dense_shape"),
+        ((GRAD, IDS, (ROWS,)), "dense_shape"), ((GRAD, IDS, (ROWS, 2)), r"\(2, 2\)"), ((GRAD, IDS, (5, DIM)), "5.*< 5"),
+        ((GRAD, IDS[None], (ROWS, DIM)), r"\(1, 2\)"), ((GRAD, IDS * 1.0, (ROWS, DIM)), "float64"),
+        ((GRAD[:1], IDS, (ROWS, DIM)), r"\(1, 3\)"), ((GRAD.astype(int), IDS, (ROWS, DIM)), "int64"),
+        ((GRAD, IDS, (8.0, 3.0)), "dense_shape.*integer"))),
     *(("Bags", "offsets", np.array(v), (TypeError, ValueError), r) for v, r in (
         ([0.0, 2], "float64"), ([0, 2, 1, 2], "decrease.*2 then 1.*position 2"), ([0, 1], r"len\(ids\) = 2, got 1"),
         ([0, 3], "got 3"), ([1, 2], r"start at 0.*1"), ([[0, 2]], r"\(1, 2\)"), (IDS[:0], "num_bags"), (2, r"\(\)"))),
@@ -222,7 +260,15 @@ LABELS = [
     for path, name, value, *_ in CASES
 ]
 # What a message may name instead of the argument.
-ALSO = {"ids": "plan", "bags": "per_sample_weights", "dtype": "data type", "shape": "dimensions", "state_dict": "step"}
+ALSO = {
+    "slices": "values|indices|dense_shape",
+    "matrix": "indices",
+    "ids": "plan",
+    "bags": "per_sample_weights",
+    "dtype": "data type",
+    "shape": "dimensions",
+    "state_dict": "step",
+}
 
 
 def function(path, w):
@@ -233,6 +279,8 @@ def function(path, w):
 
 def call(path, w, replaced):
     given = CALLS[path] | replaced
+    if path.endswith("_torch"):
+        pytest.importorskip("torch")
     given = {name: value.take(w) if isinstance(value, Of) else value for name, value in given.items()}
     return function(path, w)(**given)
 

@@ -152,3 +152,111 @@ def test_twenty_steps_scaled_by_frequency(dtype, rng):
         theirs.step()
         ours.update(ids, grad_out)
     close(ours.weight, module.weight, terms=20 * 60)
+
+
+def sparse_gradient(rng, dtype, n=300, padding=None):
+    """The gradient that nn.Embedding(sparse=True) leaves, and what it is of."""
+    ids, grad_out = pick_ids(rng, n, V, "hot"), numbers(rng, (n, D), dtype)
+    weight = torch.tensor(numbers(rng, (V, D), dtype))
+    module = torch.nn.Embedding.from_pretrained(weight, freeze=False, sparse=True, padding_idx=padding)
+    module(torch.tensor(ids)).backward(torch.tensor(grad_out))
+    return module.weight.grad, ids, grad_out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("padding", [None, 0])
+def test_from_an_uncoalesced_tensor(dtype, padding, rng):
+    """Summed as `coalesce` sums, in order and in chunks, whatever torch does."""
+    tensor, ids, grad_out = sparse_gradient(rng, dtype, n=3000, padding=padding)
+    assert not tensor.is_coalesced()
+    found = se.RowGradient.from_torch(tensor)
+    expected = se.coalesce(ids, grad_out, V, padding_idx=padding)
+    assert (found.num_rows, found.dim) == (V, D)
+    assert type(found.rows) is type(found.values) is torch.Tensor
+    np.testing.assert_array_equal(found.rows.numpy(), expected.rows)
+    np.testing.assert_array_equal(found.values.numpy(), expected.values)
+    close(dense(expected), tensor.to_dense(), terms=3000)
+    assert not tensor.is_coalesced()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_from_a_coalesced_tensor_without_a_copy(dtype, rng):
+    tensor = sparse_gradient(rng, dtype)[0].coalesce()
+    found = se.RowGradient.from_torch(tensor)
+    assert found._values.ctypes.data == tensor.values().data_ptr()
+    assert found._rows.ctypes.data == tensor.indices().data_ptr()
+    back = found.to_torch()
+    assert torch.equal(back.indices(), tensor.indices())
+    assert torch.equal(back.values(), tensor.values())
+    back.values()[:] = 7  # the caller's tensor is not within reach
+    assert not (tensor.values() == 7).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("idtype", [np.int32, np.int64])
+def test_to_a_tensor(dtype, idtype, rng):
+    ids = pick_ids(rng, 300, V, "zipf").astype(idtype)
+    gradient = se.coalesce(ids, numbers(rng, (300, D), dtype), V)
+    tensor = gradient.to_torch()
+    assert tensor.is_coalesced()
+    assert (tensor.layout, tuple(tensor.shape), tensor.sparse_dim()) == (torch.sparse_coo, (V, D), 1)
+    assert tensor.values().data_ptr() == gradient.values.ctypes.data  # not copied
+    np.testing.assert_array_equal(tensor.to_dense().numpy(), dense(gradient), strict=True)
+    np.testing.assert_array_equal(dense(gradient + se.RowGradient.from_torch(tensor)), 2 * dense(gradient))
+
+
+def test_tensors_without_rows_or_of_half_precision():
+    empty = se.coalesce([], np.zeros((0, D), np.float32), V).to_torch()
+    assert (empty._nnz(), tuple(empty.shape)) == (0, (V, D))
+    assert se.RowGradient.from_torch(empty).values.shape == (0, D)
+    half = torch.sparse_coo_tensor([[3, 3]], torch.full((2, D), 60000, dtype=torch.float16), (V, D))
+    found = se.RowGradient.from_torch(half)
+    assert found.values.dtype == torch.float32
+    assert (found.values == 120_000).all()  # which float16 cannot hold
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torchs_optimizer_takes_our_gradient(dtype, rng):
+    """And it steps as with its own, of the same values."""
+    weight = numbers(rng, (V, D), dtype)
+    parameters = [torch.nn.Parameter(torch.tensor(weight)) for _ in range(2)]
+    optimizers = [torch.optim.SparseAdam([each], lr=0.1) for each in parameters]
+    for _ in range(3):
+        tensor, *_ = sparse_gradient(rng, dtype)
+        for parameter, each, grad in zip(
+            parameters, optimizers, (tensor, se.RowGradient.from_torch(tensor).to_torch()), strict=True
+        ):
+            parameter.grad = grad
+            each.step()
+    close(parameters[0].detach(), parameters[1], terms=300)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("max_norm", [0.5, 1e9])
+def test_global_norm_with_dense_gradients_of_torch(dtype, max_norm, rng):
+    """Gradients of kind torch and dense tensors, contiguous or not, as torch's clip_grad_norm_ does it."""
+    tensor, *_ = sparse_gradient(rng, dtype)
+    ours = se.RowGradient.from_torch(tensor.coalesce())
+    before = tensor.coalesce().values().clone()
+    kind = before.dtype
+    grads = [torch.randn(4, 3, dtype=kind), torch.randn(6, 5, dtype=kind).T, torch.randn(8, dtype=kind)[::2]]
+    parameters = [torch.nn.Parameter(torch.zeros_like(grad)) for grad in (tensor.to_dense(), *grads)]
+    for parameter, grad in zip(parameters, (tensor.to_dense(), *grads), strict=True):
+        parameter.grad = grad.clone()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    shared = tensor.coalesce().values()
+    pointers = [grad.data_ptr() for grad in grads]
+    found = se.clip_by_global_norm([ours], max_norm, dense=grads)
+    close(np.asarray(found, dtype), norm, terms=64)
+    assert type(ours.values) is torch.Tensor
+    # torch divides by norm + 1e-6
+    tolerance = 64 * EPS[np.dtype(dtype)] + 2e-6 / found
+    np.testing.assert_allclose(dense_torch(ours), parameters[0].grad, rtol=tolerance, atol=1e-7)
+    for grad, parameter, pointer in zip(grads, parameters[1:], pointers, strict=True):
+        np.testing.assert_allclose(grad, parameter.grad, rtol=tolerance)
+        assert grad.data_ptr() == pointer  # in place
+    assert torch.equal(shared, before)  # values that the gradient shared with the caller are as they were
+
+
+def dense_torch(gradient):
+    return gradient.to_torch().to_dense().numpy()
