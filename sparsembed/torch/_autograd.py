@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
 from ..bags import Bags
-from ..functional import coalesce
 from ..gradient import RowGradient
 from ._table import ParameterTable, stepped
 
@@ -31,7 +29,7 @@ class Lookup(torch.autograd.Function):
         if ctx.table.fused:
             collect(ctx.table, ctx.weight, ids, grad_out, None)
             return None, None, None, None
-        return to_torch(ctx.table.gradient(ids, grad_out)), None, None, None
+        return ctx.table.gradient(ids, grad_out).to_torch(), None, None, None
 
 
 class Pool(torch.autograd.Function):
@@ -59,7 +57,7 @@ class Pool(torch.autograd.Function):
         if table.fused:
             collect(table, ctx.weight, bags, grad_out, mode)
         elif ctx.needs_input_grad[0]:
-            gradient = to_torch(table.pooled_gradient(bags, grad_out, mode))
+            gradient = table.pooled_gradient(bags, grad_out, mode).to_torch()
         return gradient, factors, None, None, None, None, None
 
 
@@ -99,33 +97,13 @@ def collect(table: ParameterTable, weight: Any, lookup: Any, grad_out: Any, mode
     step.parts.append((lookup, grad_out, mode))
 
 
-def to_torch(gradient: RowGradient) -> Any:
-    """Return a coalesced sparse COO tensor of the same memory."""
-    rows = torch.from_numpy(np.array(gradient._rows, np.int64)[None])
-    values = torch.from_numpy(gradient._values)
-    shape = (gradient.num_rows, gradient.dim)
-    return torch.sparse_coo_tensor(rows, values, shape, is_coalesced=True, check_invariants=False)
-
-
-def from_torch(grad: Any) -> RowGradient:
-    """Return a sparse COO tensor of rows as a `RowGradient`, summed by the engine if need be."""
-    rows, values = grad._indices()[0], grad._values()
-    if grad.is_coalesced() or _increase(rows):
-        return RowGradient(rows, values, grad.shape[0])
-    return coalesce(rows, values, grad.shape[0])
-
-
 def merge_gradient(parameter: Any) -> None:
     """Keep the gradient that accumulates in a parameter no larger than the rows it touches."""
     grad = parameter.grad
     if grad is None or not grad.is_sparse or grad.is_coalesced():
         return
-    if _increase(grad._indices()[0]):  # torch forgets this of a gradient that it stores
+    rows = grad._indices()[0].numpy()
+    if (rows[1:] > rows[:-1]).all():  # torch forgets that of a gradient which it stores
         grad._coalesced_(True)
     else:
-        parameter.grad = to_torch(from_torch(grad))
-
-
-def _increase(rows: Any) -> bool:
-    numbers = rows.numpy()
-    return not (numbers[1:] <= numbers[:-1]).any()
+        parameter.grad = RowGradient.from_torch(grad).to_torch()

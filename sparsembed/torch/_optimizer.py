@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ..gradient import RowGradient
 from ..rules import Rule
-from ._autograd import from_torch
 from ._table import ParameterTable, stepped, table_of
 
 # Keys of a group that are no hyperparameters: torch's own, and what its schedulers note.
@@ -125,7 +125,7 @@ class Optimizer(torch.optim.Optimizer):
                 table = self._table(parameter, rule)
                 if table.optimizer != rule:
                     table.optimizer = rule
-                table.apply(from_torch(grad))
+                table.apply(RowGradient.from_torch(grad))
                 stepped(parameter)
             if callable(rule.lr):  # type: ignore[attr-defined]
                 steps = [self._table(parameter, rule).step for parameter in group["params"]]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .. import _validate as check
-from ._autograd import from_torch, to_torch
+from ..gradient import RowGradient
 from ._module import TableModule
 from ._table import table_of
 
@@ -112,7 +112,7 @@ def clip_grad_norm_(
         grad = parameter.grad
         if grad is not None and grad.is_sparse:
             if not grad.is_coalesced():
-                grad = parameter.grad = to_torch(from_torch(grad))
+                grad = parameter.grad = RowGradient.from_torch(grad).to_torch()
             arrays.append(grad._values())
         elif grad is not None:
             arrays.append(grad)
