@@ -2,4 +2,4 @@
 
 import importlib.util
 
-collect_ignore = [] if importlib.util.find_spec("torch") else ["sparsembed/torch"]
+collect_ignore = [] if importlib.util.find_spec("torch") else ["sparsembed/torch", "tests/torch_cases.py"]
