@@ -24,5 +24,16 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
+def strict_torch():
+    """Torch says everything every time, and checks its sparse tensors (it warns until told either way)."""
+    torch = pytest.importorskip("torch")
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    with torch.sparse.check_sparse_tensor_invariants():
+        yield
+    torch.set_warn_always(always)
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)

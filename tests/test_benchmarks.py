@@ -323,3 +323,39 @@ def test_pairs_take_turns_and_go_through_the_batches():
     # Each timed call follows a call that warms the cores, on another batch.
     assert calls[-16::2] == [(name, (i + 1) % 3) for i in range(4) for name in ("ours", "peer")]
     assert calls[-15::2] == [(name, i % 3) for i in range(4) for name in ("ours", "peer")]
+
+
+def test_dlrm_compares_models_and_prints_a_table(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    from benchmarks import dlrm
+
+    threads, file = numba.get_num_threads(), tmp_path / "a.json"
+    monkeypatch.setattr(timing, "_PAUSE", 0)
+    try:
+        dlrm.main(["--tiny", "--threads", "1", "--json", str(file)])
+    finally:
+        timing.set_threads(threads)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `sparsembed.torch")]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        [f"| `sparsembed.torch.EmbeddingBag`, {kind}", ids] for ids in dlrm.STREAMS for kind in ("unfused", "fused")
+    ]
+    for row in json.loads(file.read_text())["rows"]:
+        assert min(row["ratio"] + row["dense_ms"]) > 0
+        first, last = row["losses"]["fused"]
+        assert last < first
+
+
+def test_dlrm_notices_a_table_that_misses_a_step():
+    torch = pytest.importorskip("torch")
+    from benchmarks import dlrm
+
+    batches = dlrm.make_batches(dlrm.TINY, "uniform")
+    trainings = {kind: dlrm.Training(dlrm.TINY, batches, kind) for kind in ("torch", "unfused", "fused")}
+    with torch.no_grad():
+        trainings["fused"].model.bags[0](batches[0].ids[0], batches[0].offsets)
+    dlrm.compare(trainings, 4)
+    for training in trainings.values():
+        training.step(4)
+    trainings["torch"].step(5)
+    with pytest.raises(AssertionError, match="unfused"):
+        dlrm.compare(trainings, 4)

@@ -29,6 +29,15 @@ def test_rule_page_runs():
     exec(compile(code, "write_a_rule.py", "exec"), {"__name__": "write_a_rule"})
 
 
+def test_torch_page_runs():
+    pytest.importorskip("torch")
+    scope = {}
+    for code in blocks("docs/torch.md"):
+        exec(code, scope)
+    assert scope["bag"].table.step == 1
+    assert scope["model"][0].table.step == 3
+
+
 @pytest.mark.parametrize("page", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")))
 def test_files_that_a_page_names_exist(page):
     text = (ROOT / page).read_text()

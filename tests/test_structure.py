@@ -98,6 +98,11 @@ def test_layers_import_what_lies_below_them():
         assert not inside(name) & set(forbidden.split()), name
 
 
+def test_adapters_are_not_needed_by_the_core():
+    for name in SOURCES:
+        assert name.startswith("torch/") or not {each for each in inside(name) if each.startswith("torch/")}, name
+
+
 def test_no_source_file_is_long():
     lengths = {name: len(path.read_text().splitlines()) for name, path in SOURCES.items()}
     assert {name: length for name, length in lengths.items() if length > 270} == {}
@@ -111,7 +116,8 @@ OUTSIDE = {  # what -> the only modules that may import it
     "numba.extending.overload": {"rules/_dispatch"},
     "numba.core.caching": {"_cache"},
     "threading": {"_threads", "table", "_storage"},
-    **{framework: set() for framework in ("torch", "jax", "tensorflow", "cupy", "numba.cuda", "pandas")},
+    "torch": {name for name in SOURCES if name.startswith("torch/")},
+    **{framework: set() for framework in ("jax", "tensorflow", "cupy", "numba.cuda", "pandas")},
 }
 
 
@@ -209,6 +215,16 @@ NAMES = {
 }
 
 
+OF_TORCH = {  # names of sparsembed.torch
+    "Embedding": "num_embeddings embedding_dim padding_idx max_norm norm_type scale_grad_by_freq optimizer fused",
+    "EmbeddingBag": "num_embeddings embedding_dim max_norm mode include_last_offset padding_idx optimizer fused",
+    "Optimizer": "params rule",
+    "clip_grad_norm_": "parameters max_norm norm_type error_if_nonfinite",
+    "dense_parameters": "model",
+    "table_parameters": "model",
+}
+
+
 def find(path):
     value = se
     for part in path.split("."):
@@ -263,6 +279,19 @@ def test_public_things_are_documented(path):
     ):
         assert not names or "Parameters\n------" in text
         assert {name for name in names if name not in text} == set(), "parameters without a word"
+
+
+def test_names_of_the_torch_adapter_exist_and_are_documented():
+    pytest.importorskip("torch")
+    import sparsembed.torch as st
+
+    assert set(OF_TORCH) == set(st.__all__)
+    for name, parameters in OF_TORCH.items():
+        found, text = set(inspect.signature(getattr(st, name)).parameters), inspect.getdoc(getattr(st, name))
+        assert set(parameters.split()) <= found
+        assert {each for each in found if each not in text} == set(), name
+        assert ">>> " in text
+        assert "Parameters\n------" in text
 
 
 def python(script, **env):

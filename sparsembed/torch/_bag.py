@@ -1,0 +1,182 @@
+"""EmbeddingBag: torch.nn.EmbeddingBag on a sparsembed table."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._arrays import as_array
+from ..bags import Bags
+from ..rules import Rule
+from . import _check
+from ._autograd import Pool
+from ._module import TableModule, new_weight
+
+MODES = ("sum", "mean", "max")
+
+
+class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
+    """`torch.nn.EmbeddingBag` whose table sparsembed trains.
+
+    Parameters
+    ----------
+    num_embeddings, embedding_dim : int
+        At least 1 each.
+    max_norm, norm_type, scale_grad_by_freq, mode, _weight, include_last_offset, padding_idx, device, dtype
+        As torch's; float32 or float64 in host memory.  `max_norm` bounds rows when the module is made, when weights
+        are loaded, and at each update, never in forward.
+    sparse : bool
+        The gradient of `weight` is sparse in any case, for mode "max" and with `scale_grad_by_freq`, too.
+    optimizer : Rule, optional
+        Such as ``se.SparseAdam(lr=1e-3)``; for `fused` only.
+    fused : bool
+        Step at the end of each backward pass.  Else `sparsembed.torch.Optimizer` steps.
+
+    Raises
+    ------
+    TypeError, ValueError, AssertionError
+        For arguments that do not fit.
+
+    Notes
+    -----
+    Bags are exactly the intervals between offsets: with `include_last_offset` the last must be ``len(input)``.  Mode
+    "max" propagates NaN from anywhere in a bag.
+
+    Examples
+    --------
+    >>> import torch, sparsembed as se, sparsembed.torch
+    >>> bag = sparsembed.torch.EmbeddingBag(10, 4, mode="sum", optimizer=se.SparseAdam(lr=1e-3), fused=True)
+    >>> bag(torch.tensor([3, 7, 3]), torch.tensor([0, 2])).sum().backward()  # and it has stepped
+    >>> bag.table.step
+    1
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        _weight: Any = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        optimizer: Rule | None = None,
+        fused: bool = False,
+    ) -> None:
+        _check.mode_of_training(optimizer, fused, False)
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
+        if mode == "max" and scale_grad_by_freq:
+            raise ValueError("mode='max' does not scale gradients by frequency; leave out scale_grad_by_freq")
+        weight = new_weight(num_embeddings, embedding_dim, device, dtype) if _weight is None else _weight
+        options = (max_norm, norm_type, scale_grad_by_freq, mode, True, weight, include_last_offset, padding_idx)
+        super().__init__(num_embeddings, embedding_dim, *options)
+        self._make_table(optimizer, fused, _weight is None)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Any,
+        freeze: bool = True,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        *,
+        optimizer: Rule | None = None,
+        fused: bool = False,
+    ) -> "EmbeddingBag":
+        """Make a module of a tensor, whose memory it shares.
+
+        Parameters
+        ----------
+        embeddings : tensor of shape (num_embeddings, embedding_dim)
+        freeze : bool
+            Make a module that is not trained; must be False for `fused`.
+        max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset, padding_idx, optimizer, fused
+            As for the class; the row of `padding_idx` is left as it is.
+
+        Examples
+        --------
+        >>> import torch, sparsembed.torch
+        >>> bag = sparsembed.torch.EmbeddingBag.from_pretrained(torch.eye(3))
+        >>> bag(torch.tensor([[1, 2]]))
+        tensor([[0.0000, 0.5000, 0.5000]])
+        """
+        if embeddings.dim() != 2:
+            raise AssertionError(f"embeddings must be 2-dimensional, got {embeddings.dim()} dimensions")
+        _check.mode_of_training(optimizer, fused, freeze)
+        num_embeddings, dim = embeddings.shape
+        options = (max_norm, norm_type, scale_grad_by_freq, mode, sparse, embeddings, include_last_offset, padding_idx)
+        module = cls(num_embeddings, dim, *options, optimizer=optimizer, fused=fused)
+        if freeze:
+            module._parameters["weight"].requires_grad_(False)
+        return module
+
+    def forward(self, input: Any, offsets: Any = None, per_sample_weights: Any = None) -> Any:  # noqa: A002
+        """Pool the rows of each bag; a tensor of shape (num_bags, embedding_dim)."""
+        if torch.compiler.is_compiling():
+            from ._graph_break import outside
+
+            return outside(self._forward, input, offsets, per_sample_weights)
+        return self._forward(input, offsets, per_sample_weights)
+
+    def _forward(self, ids: Any, offsets: Any, factors: Any) -> Any:
+        _check.ids(ids)
+        weight, table = self._current()
+        if factors is not None:
+            factors = self._checked(ids, factors, weight.dtype)
+        ids, ends = self._ends(ids, offsets)
+        bags = Bags(ids, ends, factors)
+        leaf = self._leaf(weight, table)
+        if leaf is None and not (factors is not None and factors.requires_grad and torch.is_grad_enabled()):
+            return table.pool(bags, self.mode)
+        return Pool.apply(leaf, factors, ids, bags, self.mode, weight, table)
+
+    def _checked(self, ids: Any, factors: Any, dtype: Any) -> Any:
+        """Check per-sample weights; returns them flat and in the dtype of the table, differentiably."""
+        if not isinstance(factors, torch.Tensor) or not factors.is_floating_point():
+            raise TypeError(
+                f"per_sample_weights must be a tensor of floats, got {getattr(factors, 'dtype', factors)!r}"
+            )
+        _check.place(factors.device, "per_sample_weights")
+        if factors.shape != ids.shape:
+            raise ValueError(
+                f"per_sample_weights must have the shape of input, {tuple(ids.shape)}, got {tuple(factors.shape)}"
+            )
+        if self.mode != "sum":
+            raise NotImplementedError(f"per_sample_weights are for mode='sum' only, got mode={self.mode!r}")
+        return factors.to(dtype).reshape(-1)
+
+    def _ends(self, ids: Any, offsets: Any) -> tuple[Any, Any]:
+        """Return flat ids, and offsets with the end of the last bag."""
+        if ids.is_nested:
+            raise TypeError(
+                "input is a nested tensor; pass input.values() and input.offsets(), include_last_offset=True"
+            )
+        if ids.dim() == 2:
+            if offsets is not None:
+                raise ValueError("offsets must be None for an input of shape (num_bags, ids in each)")
+            return ids.reshape(-1), np.arange(ids.shape[0] + 1) * ids.shape[1]
+        if ids.dim() != 1:
+            raise ValueError(f"input must have one or two dimensions, got {ids.dim()}")
+        if offsets is None:
+            raise ValueError("offsets must be given for an input of one dimension")
+        _check.ids(offsets, "offsets")
+        if offsets.dim() != 1:
+            raise ValueError(f"offsets must have one dimension, got {offsets.dim()}")
+        starts = as_array(offsets, "offsets")
+        return ids, starts if self.include_last_offset else np.append(starts, starts.dtype.type(len(ids)))
+
+    def extra_repr(self) -> str:
+        """Describe the module in `repr`."""
+        return str(super().extra_repr()) + (f", fused=True, optimizer={self.optimizer}" if self.fused else "")

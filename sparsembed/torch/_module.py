@@ -1,0 +1,167 @@
+"""TableModule: what the two modules share, which is to keep a parameter and its table together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import _memory
+from .. import _validate as check
+from .._options import Options
+from ..rules import Rule
+from ..table import EmbeddingTable
+from . import _check
+from ._autograd import ANCHOR, merge_gradient
+from ._table import ParameterTable, stepped, table_of
+
+
+def new_weight(num_embeddings: Any, embedding_dim: Any, device: Any, dtype: Any) -> Any:
+    """Return an uninitialised weight on a cache line; NumPy asks for huge pages, which torch does not."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    _check.place(torch.get_default_device() if device is None else device, "device")
+    _check.dtype(dtype, "dtype")
+    shape = (check.count(num_embeddings, "num_embeddings"), check.count(embedding_dim, "embedding_dim"))
+    array = _memory.empty(shape, "float32" if dtype == torch.float32 else "float64")
+    check.size(*shape, array.dtype)
+    return torch.from_numpy(array)
+
+
+class TableModule(torch.nn.Module):
+    """A module whose `weight` lies in the memory of a sparsembed table.
+
+    `weight` may be replaced, moved or shared by all that torch offers for that; the table follows when it is
+    next used.
+    """
+
+    padding_idx: int | None
+    max_norm: float | None
+    norm_type: float
+    scale_grad_by_freq: bool
+    fused: bool
+
+    def _make_table(self, rule: Rule | None, fused: bool, fresh: bool) -> None:
+        """Finish the constructor: initial values, then the table around them."""
+        self.fused = fused
+        self._bound: tuple[Any, Any] = (None, None)
+        if fresh:
+            self.reset_parameters()
+        weight = self._parameters["weight"]
+        if fused:
+            weight.requires_grad_(False)
+        self._bound = (weight, self._new_table(weight, rule))
+
+    def _new_table(self, weight: Any, rule: Rule | None) -> ParameterTable:
+        return ParameterTable(weight, rule, self.fused, self._options())
+
+    def _options(self) -> Options:
+        return Options(self.padding_idx, self.max_norm, float(self.norm_type), self.scale_grad_by_freq)
+
+    def _current(self) -> tuple[Any, ParameterTable]:
+        """Return the weight and its table, which lie in the same memory."""
+        weight = self._parameters.get("weight")
+        bound, table = self._bound
+        if weight is not bound or weight is None or weight.data_ptr() != table.address:
+            table = self._bind(weight)
+        return weight, table
+
+    def _bind(self, weight: Any) -> ParameterTable:
+        """Find or make the table of a weight that is new, or whose memory is."""
+        if weight is None:
+            raise RuntimeError(
+                "weight is no parameter of this module any more; a table cannot be parametrized or pruned"
+            )
+        table = table_of(weight)
+        if table is None and self.fused and self._bound[1] is not None:
+            table = self._bound[1]  # its rule and state stay with the module
+            table.follow(weight)
+            table.adopt(weight)
+        elif table is None:
+            table = self._new_table(weight, None)
+        mine, its = (self._options(), self.fused), (table._options, table.fused)
+        if mine != its:
+            raise ValueError(f"modules that share a weight must agree in options and in fused, got {mine} and {its}")
+        self._bound = (weight, table)
+        return table
+
+    def _leaf(self, weight: Any, table: ParameterTable) -> Any:
+        """Return what makes autograd come back for a gradient, or None if nothing is to be recorded."""
+        if self.fused:
+            if weight.requires_grad:
+                raise RuntimeError(
+                    "the weight of a fused table is trained in backward and must not require a gradient; undo "
+                    "weight.requires_grad_(), or make the module without fused=True"
+                )
+            return ANCHOR if torch.is_grad_enabled() else None
+        if not (weight.requires_grad and torch.is_grad_enabled()):
+            return None
+        if not table.hooked and weight.is_leaf:
+            weight.register_post_accumulate_grad_hook(merge_gradient)
+            table.hooked = True
+        return weight
+
+    @property
+    def table(self) -> EmbeddingTable:
+        """The `sparsembed.EmbeddingTable` in the memory of `weight`, with the optimizer's state."""
+        return self._current()[1]
+
+    @property
+    def optimizer(self) -> Rule | None:
+        """The rule that steps; of a fused module it can be set between steps, to change the learning rate."""
+        return self._current()[1].optimizer
+
+    @optimizer.setter
+    def optimizer(self, rule: Rule) -> None:
+        if not self.fused:
+            raise ValueError("only a fused module has an optimizer of its own; set param_groups of the Optimizer")
+        self._current()[1].optimizer = rule
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        if name == "weight" and self.__dict__.get("_bound", (None,))[0] is value:
+            self._current()[1].flush()
+        return value
+
+    def reset_parameters(self) -> None:
+        """Draw new weights; the optimizer keeps its state."""
+        super().reset_parameters()
+        if self._bound[1] is not None:
+            weight, table = self._current()
+            table.settle()
+            stepped(weight)
+
+    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
+        weight, table = self._current()
+        probe = fn(torch.empty(0, dtype=weight.dtype))
+        _check.place(probe.device, "weight")
+        _check.dtype(probe.dtype, "weight.dtype")
+        table.flush()
+        super()._apply(fn, recurse)
+        self._current()
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._current()[1].flush()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._current()[1].flush()
+        super()._load_from_state_dict(*arguments)
+        weight, table = self._current()
+        table.settle()
+        stepped(weight)
+
+    def __getstate__(self) -> dict[str, Any]:
+        _, table = self._current()
+        table.flush()
+        state = self.__dict__.copy()
+        state["_bound"] = (None, None)
+        if self.fused:  # else the state is the Optimizer's to copy
+            state["_saved"] = (table.optimizer, table.saved())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        rule, saved = state.pop("_saved", (None, None))
+        super().__setstate__(state)
+        table = self._bind(self._parameters["weight"])
+        if rule is not None and table.optimizer is None:
+            table.attach(rule, saved, table.owner)

@@ -1,0 +1,139 @@
+"""Tables and other parameters of a model, apart and together."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from .. import _validate as check
+from ..gradient import RowGradient
+from ._module import TableModule
+from ._table import table_of
+
+
+def table_parameters(model: Any) -> list[Any]:
+    """Return the weights of tables that an `Optimizer` trains: those that are not fused.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    list of parameters
+        In the order of ``model.parameters()``, each once.
+
+    Examples
+    --------
+    >>> import torch, sparsembed as se, sparsembed.torch
+    >>> model = torch.nn.Sequential(sparsembed.torch.Embedding(10, 4), torch.nn.Linear(4, 1))
+    >>> [tuple(each.shape) for each in sparsembed.torch.table_parameters(model)]
+    [(10, 4)]
+    >>> [tuple(each.shape) for each in sparsembed.torch.dense_parameters(model)]
+    [(1, 4), (1,)]
+    """
+    fused = {id(module._current()[0]) for module in _modules(model) if module.fused}
+    tables = {id(module._current()[0]) for module in _modules(model)}
+    return [each for each in model.parameters() if id(each) in tables - fused]
+
+
+def dense_parameters(model: Any) -> list[Any]:
+    """Return the parameters that are no tables, for a torch optimizer.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    list of parameters
+        In the order of ``model.parameters()``, each once.
+
+    Examples
+    --------
+    >>> import torch, sparsembed.torch
+    >>> sparsembed.torch.dense_parameters(sparsembed.torch.Embedding(10, 4))
+    []
+    """
+    tables = {id(module._current()[0]) for module in _modules(model)}
+    return [each for each in model.parameters() if id(each) not in tables]
+
+
+def _modules(model: Any) -> list[TableModule]:
+    return [module for module in model.modules() if isinstance(module, TableModule)]
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> torch.Tensor:
+    """Scale dense and sparse gradients in place so that their norm, taken together, is at most `max_norm`.
+
+    Parameters
+    ----------
+    parameters : parameter or iterable of parameters
+        Those without a gradient count nothing.
+    max_norm, norm_type, error_if_nonfinite
+        As those of ``torch.nn.utils.clip_grad_norm_``, whose numbers these are for dense gradients.
+
+    Returns
+    -------
+    tensor
+        The norm before clipping.
+
+    Raises
+    ------
+    ValueError
+        For weights of fused tables, whose gradients have been applied already.
+    RuntimeError
+        If the norm is not finite and `error_if_nonfinite`; nothing is scaled then.
+
+    Examples
+    --------
+    >>> import torch, sparsembed.torch
+    >>> embedding = sparsembed.torch.Embedding(3, 1)
+    >>> (3 * embedding(torch.tensor([1])) + 4 * embedding(torch.tensor([2]))).backward()
+    >>> sparsembed.torch.clip_grad_norm_(embedding.parameters(), max_norm=1.0)
+    tensor(5.)
+    >>> embedding.weight.grad.values().ravel()
+    tensor([0.6000, 0.8000])
+    """
+    max_norm = check.real(max_norm, "max_norm", least=0.0)
+    found = [parameters] if isinstance(parameters, torch.Tensor) else _listed(parameters)
+    for i, parameter in enumerate(found):
+        table = table_of(parameter)
+        if table is not None and table.fused:
+            raise ValueError(
+                f"parameters[{i}] is the weight of a fused table, which has stepped in backward with the gradient as "
+                "it was; to clip, make the module without fused=True and use sparsembed.torch.Optimizer"
+            )
+    arrays = []
+    for parameter in found:
+        grad = parameter.grad
+        if grad is not None and grad.is_sparse:
+            if not grad.is_coalesced():
+                grad = parameter.grad = RowGradient.from_torch(grad).to_torch()
+            arrays.append(grad._values())
+        elif grad is not None:
+            arrays.append(grad)
+    if not arrays:
+        return torch.tensor(0.0)
+    norms = [torch.linalg.vector_norm(each, norm_type) for each in arrays]
+    device = norms[0].device
+    total = torch.linalg.vector_norm(torch.stack([each.to(device) for each in norms]), norm_type)
+    if error_if_nonfinite and not torch.isfinite(total):
+        raise RuntimeError(f"the norm of the gradients is {total}, expected a finite number")
+    factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
+    for each in arrays:
+        each.mul_(factor.to(each.device))
+    return total
+
+
+def _listed(parameters: Any) -> list[Any]:
+    if not isinstance(parameters, Iterable):
+        raise TypeError(f"parameters must be tensors, got {type(parameters).__name__}")
+    found = list(parameters)
+    for i, each in enumerate(found):
+        if not isinstance(each, torch.Tensor):
+            raise TypeError(f"parameters[{i}] must be a tensor, got {type(each).__name__}")
+    return found
