@@ -1,7 +1,6 @@
 """Settings shared by all tests."""
 
 import os
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -11,16 +10,6 @@ from hypothesis import settings
 settings.register_profile("local", deadline=None, max_examples=40)
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
-
-
-def pytest_collection_modifyitems(items):
-    """Examples of docstrings that import torch run where it is installed."""
-    if find_spec("torch") is None:
-        for item in items:
-            if isinstance(item, pytest.DoctestItem) and "torch" in {
-                name for e in item.dtest.examples for name in e.source.replace(",", " ").split()
-            }:
-                item.add_marker(pytest.mark.skip(reason="torch is not installed"))
 
 
 @pytest.fixture

@@ -47,6 +47,8 @@ class Rule:
     ``reduce_pair(w, g, s, hp) -> (x, y)`` and ``row_pair(x, y, r, hp) -> (a, r)``
         The same with two means, or with slots.
 
+    ``self.rate(step)`` is the learning rate, a number or what the caller's function returns, checked.
+
     All but `hyper` are static, work on scalars and must not contain float literals, which
     would turn float32 arithmetic into float64: put constants into `Hyper`.  ``math.sqrt`` is
     available.
