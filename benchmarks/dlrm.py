@@ -107,6 +107,8 @@ class Training:
         batch = self.batches[i % len(self.batches)]
         if self.kind == "dense part":
             pooled = self.constant
+            for each in pooled:
+                each.grad = None
         else:
             pooled = [bag(ids, batch.offsets) for bag, ids in zip(self.model.bags, batch.ids, strict=True)]
         scores = self.model(batch.dense, pooled)
@@ -215,7 +217,8 @@ def markdown(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     first, last = zip(*itertools.chain(*(each["losses"].values() for each in result["rows"])), strict=True)
     notes = [
-        f"Measured {machine['date']} on {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
+        f"Measured {machine['date']} on {machine['processor']}, {machine['cores']} cores, {machine['threads']} thread"
+        f"{'s' * (machine['threads'] != 1)}"
         f", {machine['system']}, Python {machine['python']}, {versions}. {size['tables']} tables of "
         f"{size['num_rows']:,} rows {TIMES} {size['dim']} float32, {size['batch']:,} samples with {size['bag']} ids in "
         f"each table{', in CPU time' * size['effort']['cpu_time']}; peer: "
