@@ -138,6 +138,8 @@ def test_training_goes_on_where_it_was_saved(how, rule):
     else:
         resumed, other = copy.deepcopy((optimizer, module))
     assert resumed.param_groups[0]["lr"] == rule.lr
+    assert resumed.state_dict()["state"][0]["step"] == 3
+    assert not resumed.state
     before = module.weight.detach().clone()
     train(other, resumed, range(3, 8))
     assert torch.equal(module.weight, before)
@@ -389,12 +391,15 @@ def test_uncoalesced_gradients_from_elsewhere():
 
 
 def test_dense_gradients_are_refused():
-    module, optimizer = trained(steps=0)
+    module = st.Embedding(V, D)
     before = module.weight.detach().clone()
-    (module.weight.sum() + module(torch.tensor([1])).sum()).backward()
+    first = st.Embedding(V, D)
+    optimizer = st.Optimizer([first.weight, module.weight], se.SGD(lr=0.1))
+    (module.weight.sum() + module(torch.tensor([1])).sum() + first(torch.tensor([1])).sum()).backward()
     with pytest.raises(RuntimeError, match="dense gradient"):
         optimizer.step()
     assert torch.equal(module.weight, before)
+    assert first.table.step == 0
 
 
 def test_another_optimizer_takes_over():
