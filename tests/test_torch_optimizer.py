@@ -470,3 +470,17 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="lr"):
         optimizer.step()
     assert grad(module).sum() == D
+
+
+@pytest.mark.parametrize("module", [st.Embedding, st.EmbeddingBag])
+def test_a_batch_without_ids_adds_to_others(module):
+    embedding = module(6, 3)
+    st.Optimizer([embedding.weight], se.SGD(lr=1.0))
+    none, some = torch.zeros((0, 2), dtype=torch.long), torch.tensor([[1, 2], [1, 4]])
+    embedding(some).sum().backward()
+    expected = embedding.weight.grad.to_dense()
+    for batches in ((none, some), (some, none), (none, none, some)):
+        embedding.weight.grad = None
+        for ids in batches:
+            embedding(ids).sum().backward()
+        torch.testing.assert_close(embedding.weight.grad.to_dense(), expected)
