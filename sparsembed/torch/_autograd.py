@@ -101,7 +101,7 @@ def collect(table: ParameterTable, weight: Any, lookup: Any, grad_out: Any, mode
 
 def renew_gradient(parameter: Any) -> None:
     """Replace a gradient without rows by one in torch's memory, which torch can resize when it adds to it."""
-    grad = parameter.grad
+    grad = parameter.grad if parameter.is_leaf else None
     if grad is not None and grad.is_sparse and grad._nnz() == 0:
         rows, values = torch.empty((1, 0), dtype=torch.int64), torch.empty((0, grad.shape[1]), dtype=grad.dtype)
         parameter.grad = torch.sparse_coo_tensor(rows, values, grad.shape, check_invariants=False)
