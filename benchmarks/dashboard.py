@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# What people look at most, four minutes for each commit; --full runs everything, which takes half an hour.
+# What people look at most; --full runs everything, which takes several times as long.
 CHOSEN = (
     r"bench_(kernels|training)\..*\('1,000,000 x 64', '(uniform|production)'(\)|, 'SparseAdam'|, 'Adam'|, 'SGD')",
     r"Bandwidth\.track_share.*'(gather|pool|update)', '(uniform|production)'",
