@@ -47,8 +47,8 @@ ids, targets = make_data(EXAMPLES, np.random.default_rng(0))
 def gradient_of_loss(predictions, targets):
     """Return the derivative of mean((predictions - targets) ** 2) with respect to the predictions."""
     difference = predictions - targets
-    gradient = 2 / difference.size * difference
-    return gradient if gradient.shape == predictions.shape else gradient.sum(axis=1, keepdims=True)
+    factor = 2 / difference.size
+    return factor * (difference if difference.shape == predictions.shape else difference.sum(axis=1, keepdims=True))
 
 
 def batches(ids, targets, batch, epochs=1):
