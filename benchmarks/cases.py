@@ -9,6 +9,7 @@ import os
 
 import sparsembed as se
 
+from . import timing
 from .contests import Contest, ours
 from .timing import set_threads
 from .workload import FULL, Batches, Size
@@ -22,7 +23,7 @@ SHAPES: dict[str, Size] = {
     ]
 }  # fmt: skip
 STREAMS = ["uniform", "zipf", "hot", "production"]
-THREADS = int(os.environ.get("SPARSEMBED_BENCH_THREADS", min(2, os.cpu_count() or 1)))
+THREADS = int(os.environ.get("SPARSEMBED_BENCH_THREADS", timing.THREADS))
 RULES = [
     "SGD", "MomentumSGD", "Adagrad", "RowwiseAdagrad", "SparseAdam", "Adam", "AdamW", "RMSprop", "FTRL", "LAMB",
     "PartialRowwiseAdam",

@@ -107,6 +107,8 @@ class Training:
         batch = self.batches[i % len(self.batches)]
         if self.kind == "dense part":
             pooled = self.constant
+            for each in pooled:
+                each.grad = None
         else:
             pooled = [bag(ids, batch.offsets) for bag, ids in zip(self.model.bags, batch.ids, strict=True)]
         scores = self.model(batch.dense, pooled)
@@ -215,10 +217,12 @@ def markdown(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     first, last = zip(*itertools.chain(*(each["losses"].values() for each in result["rows"])), strict=True)
     notes = [
-        f"Measured {machine['date']} on {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
+        f"Measured {machine['date']} on {machine['processor']}, {machine['cores']} cores, {machine['threads']} thread"
+        f"{'s' * (machine['threads'] != 1)}"
         f", {machine['system']}, Python {machine['python']}, {versions}. {size['tables']} tables of "
         f"{size['num_rows']:,} rows {TIMES} {size['dim']} float32, {size['batch']:,} samples with {size['bag']} ids in "
-        "each table; peer: `torch.nn.EmbeddingBag(sparse=True)` and `torch.optim.SparseAdam`; Adam for all MLPs. "
+        f"each table{', in CPU time' * size['effort']['cpu_time']}; peer: "
+        "`torch.nn.EmbeddingBag(sparse=True)` and `torch.optim.SparseAdam`; Adam for all MLPs. "
         "Dense part: the share of a step that the model takes without tables.",
         "",
         f"Losses of all models, from {max(first):.4f} to {min(last):.4f} over {size['compared']} steps, agree to 2e-4.",
@@ -233,13 +237,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller and fewer repeats")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=timing.THREADS)
+    parser.add_argument("--cpu-time", action="store_true", help="one thread by its CPU time: for a busy machine")
     parser.add_argument("--patience", type=float, metavar="SECONDS", help="wait for a quiet machine, each line (60)")
     options = parser.parse_args(arguments)
     size = TINY if options.tiny else QUICK if options.quick else FULL
-    if options.patience is not None:
-        size = size._replace(effort=size.effort._replace(patience=options.patience))
-    result = measure(size, options.threads)
+    patience = size.effort.patience if options.patience is None else options.patience
+    size = size._replace(effort=size.effort._replace(cpu_time=options.cpu_time, patience=patience))
+    result = measure(size, 1 if options.cpu_time else options.threads)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))

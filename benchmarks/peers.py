@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller and fewer repeats")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=timing.THREADS)
     parser.add_argument("--only", default="", metavar="TEXT", help="lines whose work or builder contains this")
     parser.add_argument("--cpu-time", action="store_true", help="one thread by its CPU time: for a busy machine")
     parser.add_argument("--patience", type=float, metavar="SECONDS", help="wait for a quiet machine, each line (60)")

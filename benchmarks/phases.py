@@ -112,7 +112,7 @@ def markdown(size: Size, rounds: int, threads: int) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.phases", description=__doc__.split("\n\n")[0])
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.md", help="rewrite its table")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=timing.THREADS)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     table = markdown(TINY, 2, options.threads) if options.tiny else markdown(FULL, 60, options.threads)

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from numba.core import config
 
 import sparsembed as se
 
 Step = Callable[[int], Any]  # called with the number of the batch
 
+THREADS = min(2, config.NUMBA_NUM_THREADS)  # to measure with, unless told otherwise
 _PAUSE = 0.015  # OpenMP threads of a peer were seen to spin for 11 ms after its last call
 _SHORT = 5e-3  # seconds that a sample takes at least
 _BLOCK = 0.3  # seconds between two looks at who had the cores

@@ -107,7 +107,7 @@ def _by_bag(
 def _chained(offsets: list[Array]) -> Array:
     """Offsets of several sets of bags, one behind the other."""
     ends = np.cumsum([0, *(each[-1] for each in offsets)])
-    return np.concatenate([[0], *(each[1:] + end for each, end in zip(offsets, ends, strict=False))])
+    return read_only(np.concatenate([[0], *(each[1:] + end for each, end in zip(offsets, ends, strict=False))]))
 
 
 def max_gradient(

@@ -109,26 +109,28 @@ def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any) -> None:
     call = (claims, num_blocks, *arguments)
     helpers = min(num_threads(), num_blocks) - 1
     job = _Job(kernel, call)
-    interrupt: KeyboardInterrupt | None = None
+    caught: BaseException | None = None
     try:
-        if helpers and getattr(kernel, "overloads", True):
-            # An uncompiled kernel runs here first, alone.
-            _ask(helpers, job)
-        kernel(*call)
-    except KeyboardInterrupt as error:  # finish first: other threads already write to these arrays
-        interrupt = error
-        kernel(*call)
+        while claims[DONE] < num_blocks:
+            try:
+                if claims[NEXT] >= num_blocks:  # other threads are at work on the last ones
+                    time.sleep(0)
+                    continue
+                if helpers and caught is None and getattr(kernel, "overloads", True):
+                    # An uncompiled kernel runs here first, alone.
+                    _ask(helpers, job)
+                kernel(*call)
+            except BaseException as error:
+                # Finish first: blocks are written already, and other threads write to these arrays.
+                if not claims[NEXT] and (caught is not None or not isinstance(error, KeyboardInterrupt)):
+                    raise
+                caught = caught or error
     finally:
         while helpers and job in _jobs:  # nobody was free: do not keep the arguments alive
             with contextlib.suppress(ValueError):
                 _jobs.remove(job)
-    while claims[DONE] < num_blocks:
-        try:
-            time.sleep(0)
-        except KeyboardInterrupt as error:
-            interrupt = error
-    if interrupt is not None:
-        raise interrupt
+    if caught is not None:
+        raise caught
 
 
 def _ask(helpers: int, job: _Job) -> None:
@@ -138,8 +140,10 @@ def _ask(helpers: int, job: _Job) -> None:
     for _ in range(helpers):
         try:
             worker = _idle.pop()
-            worker.avoid(core)
-            worker.wake.release()
+            try:
+                worker.avoid(core)
+            finally:
+                worker.wake.release()
         except IndexError:
             if len(_workers) < helpers:
                 _workers.append(_Worker())

@@ -6,13 +6,14 @@ import numpy as np
 
 from . import _threads
 from . import _validate as check
-from ._arrays import Array, freeze, is_array
+from ._arrays import Array, freeze, is_array, read_only
 from .kernels.cpu.segment import CHUNK
 from .kernels.cpu.sort import find_hot, first_outside, sort_ids
 
 _INSERTION = 48  # up to this many ids, insertion beats radix
 _WIDE = 4096
-_SERIAL = 16384  # up to this many ids, one thread sorts faster than two wake up
+_SERIAL = 65536  # below this many ids, waking a thread costs more than it saves
+_BLOCK = 16384  # ids in a block at least: each block reads the counts of all
 _KEPT, _LARGEST_KEPT = 3, 1 << 21  # buffers kept for the next transient plan, and ids in each
 _buffers: list[Array] = []
 _NO_HOT = (np.zeros(0, np.int64), np.zeros(1, np.int64))
@@ -69,7 +70,7 @@ class Plan:
         self._transient = transient
         self._buffers: list[Array] = []
         flats = [flat for flat, _ in self._lookups]
-        flat = flats[0] if len(flats) == 1 else np.concatenate([*flats, np.zeros(0, np.int32)])
+        flat = flats[0] if len(flats) == 1 else read_only(np.concatenate([*flats, np.zeros(0, np.int32)]))
         found = _sort(flat, self.num_rows, bag_offsets, self._buffers)
         if found is None:
             for (each, shape), which in zip(self._lookups, names, strict=True):
@@ -141,7 +142,7 @@ def plan(ids: Any, num_rows: int) -> Plan:
     Notes
     -----
     A stable radix sort restricted to the bits of `num_rows`: linear in the number of ids, shared by all threads
-    from 16,384 ids on.
+    from 65,536 ids on.
 
     Examples
     --------
@@ -190,7 +191,7 @@ def _sort(ids: Array, num_rows: int, bag_offsets: Array | None, buffers: list[Ar
     buffers += [_buffer(n + 1), _buffer(n + 1), _buffer(n + 1)]
     keys, other, rows = (buffer[: n + 1] for buffer in buffers)  # `keys` will hold the sorted ones
     digits, width = _digits(n, bits)
-    blocks = 1 if n < _SERIAL else 2 * _threads.num_threads()
+    blocks = 1 if n < _SERIAL or not digits else min(2 * _threads.num_threads(), n // _BLOCK)
     counts, places = np.zeros((2, blocks, 1 << width), np.int32)
     phases, found = np.zeros((2 + 2 * digits, _threads.SLOTS), np.int64), np.zeros((blocks, 3), np.int64)
     rows, room = rows.view(ids.dtype), other.view(np.int32)

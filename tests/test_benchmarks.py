@@ -332,7 +332,7 @@ def test_dlrm_compares_models_and_prints_a_table(tmp_path, capsys, monkeypatch):
     threads, file = numba.get_num_threads(), tmp_path / "a.json"
     monkeypatch.setattr(timing, "_PAUSE", 0)
     try:
-        dlrm.main(["--tiny", "--threads", "1", "--json", str(file)])
+        dlrm.main(["--tiny", "--cpu-time", "--json", str(file)])
     finally:
         timing.set_threads(threads)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `sparsembed.torch")]

@@ -39,7 +39,7 @@ def test_plan_of_several_lookups(data, num_rows, dtype):
 
 
 # Around 48 insertion sort ends, around 4096 digits widen; 2**k and 2**k + 1 rows differ by a bit.
-SIZES = [1, 2, 47, 48, 49, 255, 257, 4096, 4097, 20_000]
+SIZES = [1, 2, 47, 48, 49, 255, 257, 4096, 4097, 20_000, 70_000]
 NUM_ROWS = [1, 2, 3, 255, 256, 257, 2047, 2048, 2049, 2**16, 2**22 + 1, 2**31 - 1]
 
 
@@ -123,18 +123,18 @@ def test_bags_take_a_plan(rng):
     np.testing.assert_array_equal(one.values, two.values)
 
 
-@pytest.mark.parametrize("position", [0, 9_999, 20_001, 39_999])
+@pytest.mark.parametrize("position", [0, 19_999, 40_001, 79_999])
 @pytest.mark.parametrize("bad", [-1, 50, 2**31 - 1])
 def test_an_id_out_of_range_is_named_however_many_threads_sort(position, bad, rng):
-    ids = rng.integers(0, 50, 40_000).astype(np.int32)
+    ids = rng.integers(0, 50, 80_000).astype(np.int32)
     ids[position] = bad
     with pytest.raises(IndexError, match=rf"ids\[{position}\] is {bad}, expected 0 <= id < 50"):
         se.plan(ids, 50)
     table = se.EmbeddingTable(50, 2, se.SGD(lr=1.0), rng=0)
     before = table.weight.copy()
     with pytest.raises(IndexError, match=rf"bags.ids\[{position}\] is {bad}"):
-        table.update_pooled(se.Bags(ids, np.arange(0, 40_001, 4)), np.ones((10_000, 2)))
+        table.update_pooled(se.Bags(ids, np.arange(0, 80_001, 4)), np.ones((20_000, 2)))
     with pytest.raises(IndexError, match=rf"ids\[1\]\[{position // 2}, {position % 2}\] is {bad}"):
-        table.update([np.zeros(5, np.int32), ids.reshape(-1, 2)], [np.ones((5, 2)), np.ones((20_000, 2, 2))])
+        table.update([np.zeros(5, np.int32), ids.reshape(-1, 2)], [np.ones((5, 2)), np.ones((40_000, 2, 2))])
     np.testing.assert_array_equal(table.weight, before)
     assert table.step == 0

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sparsembed as se
+from sparsembed import _threads
 
 TIMEOUT = 150
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -410,7 +412,7 @@ def test_any_number_of_threads_sorts_alike(tmp_path):
     script = """
 numba.set_num_threads(7)
 rng = np.random.default_rng(0)
-for n in [16_384, 16_385, 20_011, 131_072] * 6:
+for n in [65_535, 65_536, 70_011, 131_072] * 4:
     for num_rows in (3, 5_000, 2**40):
         ids = rng.integers(0, num_rows, n)
         ids[: n // 3] = num_rows - 1
@@ -429,3 +431,46 @@ for n in [16_384, 16_385, 20_011, 131_072] * 6:
 print("sorted", helpers())
 """
     assert python(tmp_path, script, NUMBA_NUM_THREADS="7") == ["sorted", "6"]
+
+
+def test_an_interrupt_waits_for_every_block_and_a_second_one_does_too(monkeypatch):
+    """However often somebody interrupts, nobody gets an array that threads still write to."""
+    done, interrupts = np.zeros(8), [KeyboardInterrupt("first"), KeyboardInterrupt("second"), TimeoutError("third")]
+
+    def kernel(claims, num_blocks):
+        while claims[_threads.NEXT] < num_blocks:
+            block = claims[_threads.NEXT]
+            claims[_threads.NEXT] += 1
+            done[block] += 1
+            claims[_threads.DONE] += 1
+            if interrupts:
+                raise interrupts.pop(0)
+
+    monkeypatch.setattr(_threads, "num_threads", lambda: 1)
+    with pytest.raises(KeyboardInterrupt, match="first"):
+        _threads.run(kernel, 8)
+    assert (done == 1).all()
+    assert not interrupts
+
+
+def test_an_interrupt_while_a_thread_is_woken_loses_none(monkeypatch):
+    table, ids = se.EmbeddingTable(50_000, 64, rng=0), np.arange(50_000)
+    monkeypatch.setattr(_threads, "num_threads", lambda: 2)
+    table.lookup(ids)
+    avoid = _threads._Worker.avoid
+
+    def interrupted(self, core):
+        monkeypatch.setattr(_threads._Worker, "avoid", avoid)
+        raise KeyboardInterrupt
+
+    deadline = time.monotonic() + 20
+    while not _threads._idle and time.monotonic() < deadline:
+        time.sleep(0.01)
+    sleeping = len(_threads._idle)
+    assert sleeping
+    monkeypatch.setattr(_threads._Worker, "avoid", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        table.lookup(ids)
+    while len(_threads._idle) < sleeping and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(_threads._idle) == sleeping

@@ -167,7 +167,7 @@ def test_backward_passes_of_two_threads_are_two_steps():
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_checkpointed_parts_of_a_model(times):
-    """Recomputed in backward, one step; use_reentrant=True, of which each part is a backward pass, is documented."""
+    """Recomputed in backward, one step."""
     fused, other, optimizer = modules("Embedding")
     for module in (fused, other):
         x = torch.ones(3, D, requires_grad=True)
@@ -177,6 +177,14 @@ def test_checkpointed_parts_of_a_model(times):
     optimizer.step()
     assert fused.table.step == 1
     close(fused.weight, other.weight)
+
+
+def test_a_reentrant_checkpoint_is_a_backward_pass_of_its_own():
+    fused, x = st.Embedding(V, D, fused=True, optimizer=RULE), torch.ones(3, D, requires_grad=True)
+    inner = torch.utils.checkpoint.checkpoint(lambda y: y * fused(IDS), x, use_reentrant=True)
+    (inner.sum() + fused(MORE).sum()).backward()
+    assert fused.table.step == 2  # documented
+    assert not fused.table.pending
 
 
 def test_gradients_of_part_of_the_graph_do_not_step():

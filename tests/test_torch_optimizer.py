@@ -138,6 +138,8 @@ def test_training_goes_on_where_it_was_saved(how, rule):
     else:
         resumed, other = copy.deepcopy((optimizer, module))
     assert resumed.param_groups[0]["lr"] == rule.lr
+    assert resumed.state_dict()["state"][0]["step"] == 3
+    assert not resumed.state
     before = module.weight.detach().clone()
     train(other, resumed, range(3, 8))
     assert torch.equal(module.weight, before)
@@ -389,12 +391,15 @@ def test_uncoalesced_gradients_from_elsewhere():
 
 
 def test_dense_gradients_are_refused():
-    module, optimizer = trained(steps=0)
+    module = st.Embedding(V, D)
     before = module.weight.detach().clone()
-    (module.weight.sum() + module(torch.tensor([1])).sum()).backward()
+    first = st.Embedding(V, D)
+    optimizer = st.Optimizer([first.weight, module.weight], se.SGD(lr=0.1))
+    (module.weight.sum() + module(torch.tensor([1])).sum() + first(torch.tensor([1])).sum()).backward()
     with pytest.raises(RuntimeError, match="dense gradient"):
         optimizer.step()
     assert torch.equal(module.weight, before)
+    assert first.table.step == 0
 
 
 def test_another_optimizer_takes_over():
@@ -465,3 +470,17 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="lr"):
         optimizer.step()
     assert grad(module).sum() == D
+
+
+@pytest.mark.parametrize("module", [st.Embedding, st.EmbeddingBag])
+def test_a_batch_without_ids_adds_to_others(module):
+    embedding = module(6, 3)
+    st.Optimizer([embedding.weight], se.SGD(lr=1.0))
+    none, some = torch.zeros((0, 2), dtype=torch.long), torch.tensor([[1, 2], [1, 4]])
+    embedding(some).sum().backward()
+    expected = embedding.weight.grad.to_dense()
+    for batches in ((none, some), (some, none), (none, none, some)):
+        embedding.weight.grad = None
+        for ids in batches:
+            embedding(ids).sum().backward()
+        torch.testing.assert_close(embedding.weight.grad.to_dense(), expected)

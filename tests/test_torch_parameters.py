@@ -76,9 +76,30 @@ def test_clip_and_what_is_not_finite():
 def test_clip_without_gradients_and_what_it_refuses():
     module = st.Embedding(5, 1)
     assert float(st.clip_grad_norm_(module.parameters(), 1.0)) == 0
-    with pytest.raises(ValueError, match="max_norm must be finite and at least 0"):
+    with pytest.raises(ValueError, match="max_norm must be a number that is not negative, got -1"):
         st.clip_grad_norm_(module.parameters(), -1.0)
     with pytest.raises(TypeError, match=r"parameters\[0\] must be a tensor, got str"):
         st.clip_grad_norm_(["weight"], 1.0)
     with pytest.raises(TypeError, match="parameters must be tensors, got int"):
         st.clip_grad_norm_(3, 1.0)
+
+
+def test_clipping_can_only_measure_and_takes_a_gradient_once():
+    embedding = st.Embedding(3, 1)
+    (3 * embedding(torch.tensor([1])) + 4 * embedding(torch.tensor([2]))).backward()
+    weight = embedding.weight
+    assert st.clip_grad_norm_([weight, weight], float("inf")).item() == 5
+    assert st.clip_grad_norm_([weight], torch.tensor(10.0), norm_type="inf").item() == 4
+    assert weight.grad.values().ravel().tolist() == [3, 4]
+    with pytest.raises(ValueError, match="max_norm"):
+        st.clip_grad_norm_([weight], float("nan"))
+    assert st.clip_grad_norm_([weight, weight], 2.5).item() == 5
+    torch.testing.assert_close(weight.grad.values().ravel(), torch.tensor([1.5, 2.0]))
+
+
+def test_fused_modules_that_share_a_weight_share_its_optimizer():
+    one = st.Embedding(4, 2, optimizer=se.SGD(lr=1.0), fused=True)
+    other = st.Embedding(4, 2, optimizer=se.Adagrad(lr=0.1), fused=True)
+    other.weight = one.weight
+    with pytest.raises(ValueError, match="one optimizer"):
+        other(torch.tensor([1]))

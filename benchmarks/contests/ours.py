@@ -1,5 +1,7 @@
 """Our step of each kind of work, and the bytes that it must move."""
 
+from typing import Any
+
 import numpy as np
 
 import sparsembed as se
@@ -48,22 +50,24 @@ def update(batches: Batches, rule: se.rules.Rule = SPARSE_ADAM) -> Contest:
 def step(batches: Batches, rule: se.rules.Rule = SPARSE_ADAM) -> Contest:
     table = batches.table(rule)
 
-    def both(i: int) -> None:
-        table.lookup(batches.ids[i])
+    def both(i: int) -> Any:
+        vectors = table.lookup(batches.ids[i])
         table.update(batches.ids[i], batches.grads[i])
+        return vectors
 
     moved = batches.read(batches.lookups) + batches.updated(batches.lookups, rule)
-    return Contest(batches.number, moved, Entry(both, lambda _: table.weight), {})
+    return Contest(batches.number, moved, Entry(both, lambda vectors: np.concatenate([table.weight, vectors])), {})
 
 
 def pooled_step(batches: Batches, rule: se.rules.Rule = ROWWISE) -> Contest:
     """Of batches whose gradients are those of the bags."""
     table, bags = batches.table(rule), len(batches.offsets) - 1
 
-    def both(i: int) -> None:
+    def both(i: int) -> Any:
         each = se.Bags(batches.ids[i], batches.offsets)
-        table.pool(each)
+        vectors = table.pool(each)
         table.update_pooled(each, batches.grads[i])
+        return vectors
 
     moved = batches.read(bags) + batches.updated(bags, rule)
-    return Contest(batches.number, moved, Entry(both, lambda _: table.weight), {})
+    return Contest(batches.number, moved, Entry(both, lambda vectors: np.concatenate([table.weight, vectors])), {})

@@ -24,12 +24,14 @@ def _torch_step(batches: Batches, sparse: bool, optimizer: str, arguments: dict[
     embedding = torch.nn.Embedding(*weight.shape, sparse=sparse, _weight=weight.clone())
     rule = getattr(torch.optim, optimizer)(embedding.parameters(), **arguments)
 
-    def step(i: int) -> None:
+    def step(i: int) -> Any:
         rule.zero_grad()
-        embedding(ids[i]).backward(grads[i])
+        vectors = embedding(ids[i])
+        vectors.backward(grads[i])
         rule.step()
+        return vectors
 
-    return Entry(step, lambda _: embedding.weight.detach().numpy())
+    return Entry(step, lambda vectors: np.concatenate([each.detach() for each in (embedding.weight, vectors)]))
 
 
 def torch_training(size: Size, stream: str, optimizer: str = "SparseAdam", lookups: int = 0) -> Contest:
@@ -68,10 +70,11 @@ def jax_training(size: Size, stream: str) -> Contest:
     weight = jax.numpy.array(batches.weight)
     held = [weight, adam.init(weight)]
 
-    def step(i: int) -> None:
-        held[0], held[1], _ = jax.block_until_ready(jitted(*held, ids[i], grads[i]))
+    def step(i: int) -> Any:
+        held[0], held[1], vectors = jax.block_until_ready(jitted(*held, ids[i], grads[i]))
+        return vectors
 
-    peers = {"optax adam, dense": Entry(step, lambda _: held[0])}
+    peers = {"optax adam, dense": Entry(step, lambda vectors: np.concatenate([held[0], vectors]))}
     return ours.step(batches, se.Adam(lr=1e-3))._replace(peers=peers)
 
 
@@ -93,4 +96,10 @@ def fbgemm_pooled(size: Size, stream: str) -> Contest:
 def _fbgemm_step(batches: Batches, pooling: str, offsets: Any) -> Entry:
     forward, weight = fbgemm.module(batches, pooling, offsets)
     grads = batches.torch()[2]
-    return Entry(lambda i: forward(i).backward(grads[i]), lambda _: weight.numpy())
+
+    def step(i: int) -> Any:
+        vectors = forward(i)
+        vectors.backward(grads[i])
+        return vectors
+
+    return Entry(step, lambda vectors: np.concatenate([weight, vectors.detach()]))

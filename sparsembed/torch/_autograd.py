@@ -29,6 +29,7 @@ class Lookup(torch.autograd.Function):
         if ctx.table.fused:
             collect(ctx.table, ctx.weight, ids, grad_out, None)
             return None, None, None, None
+        renew_gradient(ctx.weight)
         return ctx.table.gradient(ids, grad_out).to_torch(), None, None, None
 
 
@@ -57,6 +58,7 @@ class Pool(torch.autograd.Function):
         if table.fused:
             collect(table, ctx.weight, bags, grad_out, mode)
         elif ctx.needs_input_grad[0]:
+            renew_gradient(ctx.weight)
             gradient = table.pooled_gradient(bags, grad_out, mode).to_torch()
         return gradient, factors, None, None, None, None, None
 
@@ -95,6 +97,14 @@ def collect(table: ParameterTable, weight: Any, lookup: Any, grad_out: Any, mode
         step = table.pending[task] = Step(table, weight)
         torch.autograd.Variable._execution_engine.queue_callback(step.finish)
     step.parts.append((lookup, grad_out, mode))
+
+
+def renew_gradient(parameter: Any) -> None:
+    """Replace a gradient without rows by one in torch's memory, which torch can resize when it adds to it."""
+    grad = parameter.grad if parameter.is_leaf else None
+    if grad is not None and grad.is_sparse and grad._nnz() == 0:
+        rows, values = torch.empty((1, 0), dtype=torch.int64), torch.empty((0, grad.shape[1]), dtype=grad.dtype)
+        parameter.grad = torch.sparse_coo_tensor(rows, values, grad.shape, check_invariants=False)
 
 
 def merge_gradient(parameter: Any) -> None:

@@ -80,6 +80,12 @@ class TableModule(torch.nn.Module):
         mine, its = (self._options(), self.fused), (table._options, table.fused)
         if mine != its:
             raise ValueError(f"modules that share a weight must agree in options and in fused, got {mine} and {its}")
+        before = self._bound[1]
+        if self.fused and before is not None and before.optimizer != table.optimizer:
+            raise ValueError(
+                "fused modules that share a weight must have one optimizer, got "
+                f"{before.optimizer} and {table.optimizer}"
+            )
         self._bound = (weight, table)
         return table
 

@@ -112,6 +112,7 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        work = []  # nothing is stepped before all has been checked
         for index, group in enumerate(self.param_groups):
             rule = self._refreshed(index, group)
             for parameter in group["params"]:
@@ -122,14 +123,16 @@ class Optimizer(torch.optim.Optimizer):
                         "a table got a dense gradient: another layer uses its weight, too; give this parameter to a "
                         "torch optimizer, or do not share it"
                     )
-                table = self._table(parameter, rule)
-                if table.optimizer != rule:
-                    table.optimizer = rule
-                table.apply(RowGradient.from_torch(grad))
-                stepped(parameter)
+                work.append((parameter, self._table(parameter, rule), rule, RowGradient.from_torch(grad)))
+        for parameter, table, rule, gradient in work:
+            if table.optimizer != rule:
+                table.optimizer = rule
+            table.apply(gradient)
+            stepped(parameter)
+        for group, rule, shown in zip(self.param_groups, self._rules, self._shown, strict=True):
             if callable(rule.lr):  # type: ignore[attr-defined]
                 steps = [self._table(parameter, rule).step for parameter in group["params"]]
-                group["lr"] = self._shown[index]["lr"] = rule.rate(max(steps, default=0) + 1)
+                group["lr"] = shown["lr"] = rule.rate(max(steps, default=0) + 1)
         return loss
 
     def _refreshed(self, index: int, group: dict[str, Any]) -> Rule:
@@ -167,16 +170,16 @@ class Optimizer(torch.optim.Optimizer):
 
     def _with_state(self, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Call a function while `state` holds copies of the tables' state, for torch to find."""
-        before = dict(self.state)
+        found: dict[Any, dict[str, Any]] = {}
         for group, rule in zip(self.param_groups, self._rules, strict=True):
             for parameter in group["params"]:
-                saved = self._table(parameter, rule).saved()
-                self.state[parameter] = {k: v if k == "step" else torch.from_numpy(v) for k, v in saved.items()}
+                saved = self._table(parameter, rule).saved()  # which empties `state`, if this is a copy
+                found[parameter] = {k: v if k == "step" else torch.from_numpy(v) for k, v in saved.items()}
+        self.state.update(found)
         try:
             return function()
         finally:
             self.state.clear()
-            self.state.update(before)
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the step and slots of each table, and the groups' hyperparameters."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from .. import _validate as check
 from ..gradient import RowGradient
 from ._module import TableModule
 from ._table import table_of
@@ -98,7 +97,9 @@ def clip_grad_norm_(
     >>> embedding.weight.grad.values().ravel()
     tensor([0.6000, 0.8000])
     """
-    max_norm = check.real(max_norm, "max_norm", least=0.0)
+    max_norm, norm_type = float(max_norm), float(norm_type)
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm must be a number that is not negative, got {max_norm}")
     found = [parameters] if isinstance(parameters, torch.Tensor) else _listed(parameters)
     for i, parameter in enumerate(found):
         table = table_of(parameter)
@@ -108,7 +109,7 @@ def clip_grad_norm_(
                 "it was; to clip, make the module without fused=True and use sparsembed.torch.Optimizer"
             )
     arrays = []
-    for parameter in found:
+    for parameter in {id(each): each for each in found}.values():  # one listed twice is scaled once
         grad = parameter.grad
         if grad is not None and grad.is_sparse:
             if not grad.is_coalesced():

@@ -14,7 +14,7 @@ from ..._jit import inline
 from ..._threads import DONE, MEMBERS, NEXT
 
 _I32 = ir.IntType(32)
-_SPINS = 1000  # about 40 us
+_SPINS = 1000  # a guess: longer than a block that is nearly done, shorter than a turn of the scheduler
 
 
 @intrinsic
