@@ -184,7 +184,7 @@ def measure(size: Size, threads: int, log: Any = sys.stderr) -> dict[str, Any]:
         rows += compete(size, stream)
         print("\n".join(map(line, rows[-2:])), file=log, flush=True)
     sizes = size._asdict() | {"effort": size.effort._asdict()}
-    return {"machine": timing.machine(threads), "size": sizes, "rows": rows}
+    return {"machine": timing.machine(), "size": sizes, "rows": rows}
 
 
 def line(row: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ WORKS = (
 def check(contest: Contest) -> None:
     """Run every batch on every side, which also compiles and touches all memory, and compare."""
     expected = _result(contest.ours, contest.batches)
-    for name, entry in contest.peers.items():
+    for name, entry in (contest.peers | contest.also).items():
         result = _result(entry, contest.batches)
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=contest.atol, err_msg=name)
 
@@ -91,7 +91,7 @@ def compete(work: Work, size: Size, stream: str, bandwidth: float) -> dict[str, 
 def measure(size: Size, threads: int, works: Iterable[Work] = WORKS, log: Any = sys.stderr) -> dict[str, Any]:
     """Measure the whole table; peers that are not installed are left out and named."""
     timing.set_threads(threads)
-    machine = timing.machine(threads)
+    machine = timing.machine()
     copies = timing.copy_bandwidth(size.copy_bytes, size.effort._replace(seconds=min(size.effort.seconds, 1.0)))
     bandwidth = max(copies.values())
     print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s", {k: round(v / 1e9, 1) for k, v in copies.items()}, file=log)

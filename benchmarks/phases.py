@@ -97,7 +97,7 @@ def markdown(size: Size, rounds: int, threads: int) -> str:
         lines.append(f"| {phase} | " + " | ".join(cells) + " |")
     limits = [1e3 * each["limit"] / copied for each in columns.values()]
     lines.append("| a copy of the bytes that must move | " + " | ".join(f"{each:.2f}" for each in limits) + " |")
-    machine = timing.machine(threads)
+    machine = timing.machine()
     return "\n".join(
         [
             *lines,

@@ -68,28 +68,35 @@ PANELS = (
     ),
 )
 OURS = {contests.fbgemm_lookup: "sparsembed, rowwise Adagrad", contests.torch_training: "sparsembed, SparseAdam"}
+NAMES = {"FBGEMM, bags of one": "FBGEMM, rowwise Adagrad"}  # in a panel where its rule matters
 SLOW = {"FBGEMM, PoolingMode.NONE", "numpy.take"}  # FBGEMM and NumPy have a faster way for the same work
+SERIAL = {"numpy.take, clip"}  # has no threads to vary
 
 
 def measure(size: Size, axes: dict[str, Axis], threads: int) -> dict[str, Any]:
     """Median milliseconds by axis, panel and contestant: a list of (value, time)."""
     timing.set_threads(threads)
     found: dict[str, Any] = {}
+    disturbed: list[str] = []
     for name, axis in axes.items():
         panels: dict[str, dict[str, list[tuple[int, float]]]] = {panel.title: {} for panel in PANELS}
         for value in axis.values:
             for panel in PANELS:
                 timing.set_threads(value if name == "threads" else threads)
-                for contestant, milliseconds in _times(panel, *axis.case(size, value)).items():
+                for contestant, (milliseconds, calm) in _times(panel, *axis.case(size, value)).items():
                     panels[panel.title].setdefault(contestant, []).append((value, milliseconds))
+                    if not calm:
+                        disturbed.append(f"{name} {value}, {panel.title}, {contestant}")
             print(name, value, flush=True)
         found[name] = panels
     described = size._asdict() | {"effort": size.effort._asdict()}
-    return {"machine": timing.machine(threads), "size": described, "axes": found}
+    timing.set_threads(threads)
+    return {"machine": timing.machine(), "size": described, "axes": found, "disturbed": disturbed}
 
 
-def _times(panel: Panel, size: Size, stream: str) -> dict[str, float]:
-    times: dict[str, float] = {}
+def _times(panel: Panel, size: Size, stream: str) -> dict[str, tuple[float, bool]]:
+    """Median milliseconds of each contestant, and whether other programs left the cores alone."""
+    times: dict[str, tuple[float, bool]] = {}
     for build, needs in panel.peers:
         if not all(map(timing.installed, needs)):
             continue
@@ -101,8 +108,9 @@ def _times(panel: Panel, size: Size, stream: str) -> dict[str, float]:
         for peer, entry in contest.peers.items():
             if peer not in SLOW:
                 pairs = timing.paired(contest.ours.step, entry.step, contest.batches, size.effort)
-                times[OURS.get(build, "sparsembed")] = 1e3 * timing.quartiles(pairs.ours)[1]
-                times[peer] = 1e3 * timing.quartiles(pairs.peer)[1]
+                sides = {OURS.get(build, "sparsembed"): pairs.ours, NAMES.get(peer, peer): pairs.peer}
+                for contestant, seconds in sides.items():
+                    times[contestant] = 1e3 * timing.quartiles(seconds)[1], pairs.undisturbed
     return times
 
 
@@ -111,30 +119,45 @@ def draw(result: dict[str, Any], folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     for name, panels in result["axes"].items():
-        figure, plots = plt.subplots(1, len(panels), figsize=(13, 4.2), layout="constrained")
+        figure, plots = plt.subplots(1, len(panels), figsize=(13, 5), layout="constrained")
         for plot, (title, lines) in zip(plots, panels.items(), strict=True):
-            peers = 0
-            for contestant in sorted(lines, key=lambda each: not each.startswith("sparsembed")):
-                ours = contestant.startswith("sparsembed")
-                peers += not ours
-                color = ("navy" if "Adagrad" in contestant else "C0") if ours else f"C{peers}"
-                values, times = zip(*lines[contestant], strict=True)
-                style = (
-                    {"linewidth": 2.5, "marker": "o"} if ours else {"linewidth": 1.2, "marker": ".", "linestyle": "--"}
-                )
-                plot.plot(values, times, label=contestant, color=color, **style)
-            plot.set(title=title, xlabel=AXES[name].label, xscale="log", yscale="log")
-            values = sorted({value for line in lines.values() for value, _ in line})
-            plot.set_xticks(values, [_short(value) for value in values])
-            plot.minorticks_off()
-            plot.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            plot.yaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
-            plot.grid(alpha=0.3)
-            plot.legend(fontsize=8)
-        plots[0].set_ylabel("milliseconds, median (log)")
+            _draw_panel(plot, name, lines)
+            plot.set(title=title, xlabel=AXES[name].label, ylabel="milliseconds, median (log)")
+            plot.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
         figure.suptitle(_caption(result, name), fontsize=9)
         figure.savefig(folder / f"scaling_{name}.png", dpi=110)
         plt.close(figure)
+
+
+def _draw_panel(plot: Any, name: str, lines: dict[str, list[tuple[int, float]]]) -> None:
+    """Ours thick, peers dashed; both axes logarithmic, and at least a factor of ten high."""
+    import matplotlib.pyplot as plt
+
+    peers = 0
+    for contestant in sorted(lines, key=lambda each: not each.startswith("sparsembed")):
+        ours = contestant.startswith("sparsembed")
+        peers += not ours
+        color = ("navy" if "Adagrad" in contestant else "C0") if ours else f"C{peers}"
+        values, times = zip(*lines[contestant], strict=True)
+        label = contestant
+        if name == "threads" and contestant in SERIAL:
+            values, times, label = values[:1], times[:1], f"{contestant} (one thread)"
+        style = {"linewidth": 2.5, "marker": "o"} if ours else {"linewidth": 1.2, "marker": ".", "linestyle": "--"}
+        plot.plot(values, times, label=label, color=color, **style)
+        if name == "threads" and ours:
+            ideal = [times[0] * values[0] / value for value in values]
+            plot.plot(values, ideal, color=color, linewidth=0.8, linestyle=":", label=f"{contestant}, ideal")
+    plot.set(xscale="log", yscale="log")
+    low, high = plot.get_ylim()
+    if high < 10 * low:  # a narrow logarithmic axis makes small differences look large
+        middle = (low * high) ** 0.5
+        plot.set_ylim(middle / 10**0.5, middle * 10**0.5)
+    values = sorted({value for line in lines.values() for value, _ in line})
+    plot.set_xticks(values, [_short(value) for value in values])
+    plot.minorticks_off()
+    plot.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    plot.yaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+    plot.grid(alpha=0.3)
 
 
 def _caption(result: dict[str, Any], name: str) -> str:
@@ -144,9 +167,12 @@ def _caption(result: dict[str, Any], name: str) -> str:
         "dim": f"dim {size['dim']}",
         "batch": f"{size['lookups']:,} ids",
         "threads": f"{machine['threads']} threads",
+        "duplicates": "uniform ids",
     }
     rest = ", ".join(text for key, text in fixed.items() if key != name)
-    return f"{rest}, float32; {machine['processor']}, {machine['date']}"
+    disturbed = sum(each.startswith(f"{name} ") for each in result["disturbed"])
+    note = f"; {disturbed} of the times were taken while other programs ran" if disturbed else ""
+    return f"{rest}, float32; {machine['processor']}, {machine['date']}{note}"
 
 
 def _short(value: int) -> str:

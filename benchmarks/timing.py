@@ -149,8 +149,9 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def set_threads(threads: int) -> None:
-    """Tell sparsembed, torch and FBGEMM how many threads to use."""
+    """Tell sparsembed, torch and FBGEMM how many threads to use, and JAX, which asks once, when it starts."""
     numba.set_num_threads(threads)
+    os.environ["NPROC"] = str(threads)
     if installed("torch"):
         import torch
 
@@ -187,8 +188,8 @@ def copy_bandwidth(size: int, effort: Effort) -> dict[str, float]:
     return result
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
+def machine() -> dict[str, Any]:
+    """What the numbers are measured on, and with how many threads."""
     names = ("sparsembed", "numba", "numpy", "scipy", "torch", "fbgemm-gpu-cpu", "jax", "optax")
     versions = {}
     for name in names:
@@ -197,7 +198,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": threads,
+        "threads": numba.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "huge_pages": _huge_pages(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,

@@ -10,7 +10,7 @@ from ._arrays import kind_of, kind_of_either, to_kind
 from ._backward import lookup_gradients, result_dtype, row_gradient
 from ._lag import Lag
 from .gradient import RowGradient
-from .plan import as_plan, is_several, original
+from .plan import as_plan, each_of, is_several, original
 from .rules.sgd import addition
 
 
@@ -59,10 +59,10 @@ def lookup(weight: Any, ids: Any, lag: Lag | None, out: Any = None) -> Any:
     """`gather` of a table whose rows may have to catch up."""
     ids = original(ids)
     if is_several(ids):
-        table = check.weight(weight)
-        for i, each in enumerate(ids):
-            check.flat_ids(original(each), len(table), f"ids[{i}]")
-        return [lookup(weight, each, lag) for each in ids]
+        table, parts = check.weight(weight), each_of(ids)
+        for i, each in enumerate(parts):
+            check.flat_ids(each, len(table), f"ids[{i}]")
+        return [lookup(weight, each, lag) for each in parts]
     table = check.weight(weight)
     flat, shape = check.flat_ids(ids, len(table))
     dtype, shape = result_dtype(table), (*shape, table.shape[1])

@@ -63,7 +63,7 @@ class Plan:
     ) -> None:
         self.num_rows = check.count(num_rows, "num_rows")
         self.several = is_several(ids)
-        self.ids: Any = tuple(map(original, ids)) if self.several else original(ids)
+        self.ids: Any = each_of(ids, name) if self.several else original(ids)
         parts = self.ids if self.several else (self.ids,)
         names = [f"{name}[{i}]" for i in range(len(parts))] if self.several else [name]
         self._lookups = [check.flatten(part, name) for part, name in zip(parts, names, strict=True)]
@@ -157,6 +157,14 @@ def plan(ids: Any, num_rows: int) -> Plan:
 def is_several(ids: Any) -> bool:
     """Whether ids are a list of lookups, rather than one array (or a plain list of numbers)."""
     return isinstance(ids, list | tuple) and any(is_array(each) or isinstance(each, Plan) for each in ids)
+
+
+def each_of(ids: Any, name: str = "ids") -> tuple[Any, ...]:
+    """Return the ids of each of several lookups."""
+    for i, each in enumerate(ids):
+        if isinstance(each, Plan) and each.several:
+            raise ValueError(f"{name}[{i}] is a plan of several lookups, expected one lookup; list their ids instead")
+    return tuple(map(original, ids))
 
 
 def as_lookups(ids: Any, grad_out: Any) -> Any:

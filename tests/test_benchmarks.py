@@ -137,8 +137,12 @@ def test_asv_benchmarks_run(cls, name):
 
 
 @pytest.mark.usefixtures("tiny")
-def test_asv_records_the_threads():
-    assert bench_limits.track_threads() == cases.THREADS == numba.get_num_threads()
+def test_asv_records_the_threads(monkeypatch):
+    assert bench_limits.track_threads() == cases.THREADS
+    monkeypatch.setattr(timing, "set_threads", lambda _: None)
+    numba.set_num_threads(1)
+    assert bench_limits.track_threads() == 1  # what is so, not what was asked for
+    numba.set_num_threads(cases.THREADS)
 
 
 def test_asv_knows_what_cannot_run():
@@ -193,6 +197,19 @@ def test_peers_that_differ_are_not_timed():
     wrong = {"wrong": contests.Entry(lambda i: contest.ours.step(i) + 1)}
     with pytest.raises(AssertionError, match="wrong"):
         peers.check(contest._replace(peers=wrong))
+
+
+@pytest.mark.parametrize("stream", ["uniform", "production"])
+def test_lines_without_a_peer_are_compared_too(monkeypatch, stream):
+    for build in (contests.fused_update, contests.against_sparse_adam):
+        peers.check(build(TINY, stream))
+    adam = se.Adam
+    monkeypatch.setattr(contests.ours, "SPARSE_ADAM", se.SparseAdam(lr=1.1e-3))  # the reference's, not the table's
+    with pytest.raises(AssertionError, match="reference"):
+        peers.check(contests.fused_update(TINY, stream))
+    monkeypatch.setattr(se, "Adam", lambda lr: adam(lr=1.1 * lr))
+    with pytest.raises(AssertionError, match="itself"):
+        peers.check(contests.against_sparse_adam(TINY, stream))
 
 
 RESULT = {
@@ -250,6 +267,15 @@ def test_scaling_measures_and_draws_every_axis(tmp_path, monkeypatch):
     for panels in result["axes"].values():
         assert len(panels["gather"]["sparsembed"]) >= 1
         assert all(ms > 0 for lines in panels.values() for line in lines.values() for _, ms in line)
+    assert set(result["disturbed"]) <= {
+        f"{name} {value}, {title}, {contestant}"
+        for name, panels in result["axes"].items()
+        for title, lines in panels.items()
+        for contestant, line in lines.items()
+        for value, _ in line
+    }
+    assert "other programs" not in scaling._caption(result | {"disturbed": []}, "rows")
+    assert "; 1 of the times" in scaling._caption(result | {"disturbed": ["rows 10, gather, sparsembed"]}, "rows")
     assert {path.stem for path in tmp_path.glob("*.png")} == {f"scaling_{name}" for name in scaling.AXES}
     before = {path: path.read_bytes() for path in tmp_path.glob("*.png")}
     scaling.main(["--draw", str(tmp_path / "a.json"), "--plots", str(tmp_path)])

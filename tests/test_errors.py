@@ -148,6 +148,7 @@ BAD = [
     (LOOKUPS.replace("plan ", ""), "ids", se.plan([1, 50], 99), IndexError, "50.* 8"),
     ("Bags", "ids", np.array([[1, 5]]), ValueError, r"\(1, 2\).*from_padded"),
     ("Bags", "ids", se.plan([IDS, IDS], ROWS), ValueError, "several"),
+    (LOOKUPS.replace("gather ", ""), "ids", [IDS, se.plan([IDS, IDS], ROWS)], ValueError, r"ids\[1\].*several.*list"),
     ("Bags.from_padded", "ids", IDS, ValueError, r"\(2,\)"),
     ("Bags.from_padded", "ids", ones(2, 2), TypeError, "float32"),
     *(("Bags.from_lists", "ids", v, (TypeError, ValueError), "list|float") for v in ([1, 2], [[1.5]], None)),

@@ -94,6 +94,22 @@ def test_the_workspace_of_an_update(dtype, idtype, hot):
     assert used <= gradient.values.nbytes + allowed
 
 
+def test_a_gradient_of_few_rows_holds_little_memory():
+    """Not that of the sort, which is of one number per id."""
+    ids, grad = np.full(N, 7), np.ones((N, 2), np.float32)
+    bags = se.Bags(ids, np.arange(0, N + 1, 2))
+    for call in (lambda: se.coalesce(ids, grad, ROWS), lambda: se.pool_gradient(bags, grad[: N // 2], ROWS)):
+        call()
+        tracemalloc.start()
+        try:
+            held = [call() for _ in range(8)]
+            getattr(sys.modules["sparsembed.plan"], "_buffers", []).clear()
+            assert tracemalloc.get_traced_memory()[0] < N
+        finally:
+            tracemalloc.stop()
+        assert all(each.rows.tolist() == [7] for each in held)
+
+
 def addresses(call, monkeypatch):
     """Addresses of all arrays that reach the kernels while `call` runs, and of the gradients they are told of."""
     seen, run = set(), _threads.run

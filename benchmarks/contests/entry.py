@@ -21,3 +21,4 @@ class Contest(NamedTuple):
     ours: Entry
     peers: dict[str, Entry]
     atol: float = 1e-5  # how far apart results of float32 may be
+    also: dict[str, Entry] = {}  # compared, but not timed
