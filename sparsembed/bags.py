@@ -37,8 +37,8 @@ class Bags:
     --------
     >>> import numpy as np, sparsembed as se
     >>> bags = se.Bags(np.array([4, 1, 4]), np.array([0, 2, 2, 3]))
-    >>> bags
-    Bags(3 bags, 3 ids)
+    >>> bags, bags.num_bags
+    (Bags(3 bags, 3 ids), 3)
     >>> se.pool(np.eye(5), bags, mode="mean")[0]
     array([0. , 0.5, 0. , 0. , 0.5])
     """

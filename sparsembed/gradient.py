@@ -28,7 +28,8 @@ class RowGradient(Exchange):
     Raises
     ------
     TypeError, ValueError, IndexError
-        For rows and values of wrong dtype or shape, rows that do not increase, or a row out of range.
+        For rows and values of wrong dtype or shape, rows that do not increase, or a row out of range.  Methods
+        raise them for arguments that do not fit.
 
     Examples
     --------
@@ -36,8 +37,8 @@ class RowGradient(Exchange):
     >>> g = se.coalesce(np.array([7, 2, 7]), np.ones((3, 1)), num_rows=9)
     >>> (g + g.scale(0.5)).values.ravel()
     array([1.5, 3. ])
-    >>> round(g.norm(), 3)
-    2.236
+    >>> g.rows, g.dim, round(g.norm(), 3), g.is_finite()
+    (array([2, 7]), 1, 2.236, True)
     """
 
     __slots__ = ()
@@ -215,8 +216,13 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the norm is not finite, or a dense array is read-only; nothing is scaled then.
+
+    References
+    ----------
+    Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", ICML 2013,
+    https://arxiv.org/abs/1211.5063.
 
     Examples
     --------

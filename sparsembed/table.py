@@ -69,6 +69,16 @@ class EmbeddingTable(TrainedTable):
     >>> other.load_state_dict(table.state_dict())  # "weight", "step" and each slot by name
     >>> other.step, bool((other.weight == table.weight).all())
     (1, True)
+    >>> table.num_rows, table.dim, table.padding_idx, table.max_norm, table.norm_type, table.scale_grad_by_freq
+    (1000, 4, 0, None, 2.0, False)
+    >>> table = se.EmbeddingTable.from_array(np.zeros((2, 1)), optimizer=se.Adam(lr=0.1))
+    >>> weight = table.weight  # up to date until the next update
+    >>> for ids in [[0], [1]]:
+    ...     table.update(ids, np.ones((1, 1)))
+    >>> table.flush()  # moves row 0, which was not in the second batch
+    >>> weight.ravel().round(3), sorted(table.state)
+    (array([-0.167, -0.074]), ['exp_avg', 'exp_avg_sq'])
+    >>> table.optimizer = se.Adam(lr=0.01)  # between steps
     """
 
     def __init__(

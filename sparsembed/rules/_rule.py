@@ -33,6 +33,13 @@ class Rule:
         Names of the state kept per element, and per row.  Fresh state is zero.  At most four
         slots and three row slots.
 
+    Raises
+    ------
+    TypeError
+        When a class is made whose parts do not fit together.
+    TypeError, ValueError
+        When a value is made with hyperparameters that are negative or not finite; `_check` may have other ranges.
+
     Notes
     -----
     A rule defines these functions:
@@ -51,7 +58,7 @@ class Rule:
 
     All but `hyper` are static, work on scalars and must not contain float literals, which
     would turn float32 arithmetic into float64: put constants into `Hyper`.  ``math.sqrt`` is
-    available.
+    available.  Any rule is checked against these formulas, in float64, by `sparsembed.testing.check_optimizer`.
 
     Examples
     --------

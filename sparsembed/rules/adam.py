@@ -213,6 +213,11 @@ class AdamW(Adam):
     weight_decay : float
         Not negative; ``lr * weight_decay`` is the share that a weight loses in each step.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For hyperparameters of another type or out of range.
+
     Notes
     -----
     Rows that were never touched decay, too.
