@@ -32,9 +32,14 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["substitution"]
 myst_substitutions = {  # links to the answers of questions.md, for those that are there
     name: f"{{doc}}`Run and plotted <gallery/{page.stem}>`."
-    if (page := next(HERE.glob(f"examples/plot_*{name}*.py"), None))
-    else ""
-    for name in ("batch_gradients", "padding", "position", "inside_embedding")
+    if (page := next((page for name in names.split() for page in HERE.glob(f"examples/plot_*{name}*.py")), None))
+    else "(No program shows this yet.)"
+    for name, names in {
+        "batch_gradients": "batch_gradients",
+        "padding": "padding",
+        "position": "position memory",
+        "inside_embedding": "inside_embedding",
+    }.items()
 }
 default_role = "py:obj"
 autodoc_typehints = "none"  # the docstrings say what is accepted, annotations often only Any
@@ -70,6 +75,8 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
 }
 
+toc_object_entries_show_parents = "hide"
+add_module_names = False  # long on a phone; each page says where its names are
 html_theme = "pydata_sphinx_theme"
 html_title = "sparsembed"
 html_static_path = ["_static"]

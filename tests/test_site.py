@@ -112,6 +112,8 @@ def test_the_table_of_the_readme_is_on_the_performance_page(site):
     assert len(lines) > 20
     assert page.count("\n| ") == len(lines) + 2 * page.count("### ")
     assert notes[0] in page
+    whole = site.tables.whole_model()
+    assert whole.count("\n| ") == 1 + len(site.tables.result("dlrm")["rows"])
     faster = [line for line in lines if line["peer"].startswith("torch") and float(line["ratio"][:-1]) > 1]
     assert f"{len(faster)} of" in page
     for said in re.findall(
@@ -126,6 +128,25 @@ def test_pictures_of_pages_are_drawn(site, tmp_path):
     used = {name for page in PAGES for name in re.findall(r"_generated/(\w+\.svg)", (DOCS / f"{page}.md").read_text())}
     assert drawn == used
     assert "1" in (tmp_path / "plan.svg").read_text()
+
+
+def test_figures_of_several_panels_scroll_by_themselves(site, tmp_path):
+    from docutils import nodes
+
+    for name, width in (("wide", 1250), ("narrow", 700)):
+        header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + width.to_bytes(4, "big") + (400).to_bytes(4, "big")
+        (tmp_path / f"{name}.png").write_bytes(header)
+
+    class App:
+        srcdir = tmp_path
+
+    of_markdown = {name: nodes.paragraph("", "", nodes.image(uri=f"{name}.png")) for name in ("wide", "narrow")}
+    of_gallery = {name: nodes.section("", site.imgsgnode(uri=f"/{name}.png")) for name in ("wide", "narrow")}
+    site.mark_wide_figures(App, nodes.section("", *of_markdown.values(), *of_gallery.values()))
+    assert of_markdown["wide"]["classes"] == of_gallery["wide"][0]["classes"] == ["wide-figure"]
+    assert of_gallery["wide"][0][0]["uri"] == "/wide.png"
+    assert of_markdown["narrow"]["classes"] == []
+    assert isinstance(of_gallery["narrow"][0], site.imgsgnode)
 
 
 def test_links_to_the_dashboard_lead_somewhere_and_never_replace_it(site, tmp_path):

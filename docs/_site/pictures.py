@@ -112,7 +112,7 @@ def lazy():
     for step in touched:
         axes.axvline(step, color="#444444", linewidth=0.6, linestyle=":", zorder=0)
     axes.set(xlabel="step (dotted: the row is in the batch)", ylabel="a weight of the row")
-    axes.legend(frameon=False, fontsize=7.5)
+    axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=7.5)
     return figure
 
 
@@ -161,9 +161,31 @@ def ratios():
     return figure
 
 
+def batches():
+    """Ratio to torch against the ids in a batch, from docs/results/scaling.json."""
+    series = tables.result("scaling")["axes"]["batch"]
+    figure, axes = canvas(2.7)
+    for work, ours, peer, marker, color in (
+        ("lookup + update", "sparsembed, SparseAdam", "torch SparseAdam", "o", "#0072b2"),
+        ("gather", "sparsembed", "torch index_select", "s", "#009e73"),
+        ("pool, sum of 20", "sparsembed", "torch embedding_bag", "D", "#d55e00"),
+    ):
+        mine, its = series[work][ours], series[work][peer]
+        points = [(ids, theirs / time) for (ids, time), (_, theirs) in zip(mine, its, strict=True)]
+        axes.plot(*zip(*points, strict=True), f"{marker}-", color=color, markersize=4, label=f"{work}, against {peer}")
+    axes.axhline(1, color="#444444", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="ids in a batch", ylabel="times faster (below 1: slower)")
+    axes.set_xticks([10**power for power in range(2, 6)], ["100", "1,000", "10,000", "100,000"])
+    axes.set_yticks([0.2, 0.5, 1, 2, 5, 10, 20, 50], ["1/5", "½", "1", "2", "5", "10", "20", "50"])
+    axes.minorticks_off()
+    axes.grid(color="#eeeeee")
+    axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
 def draw_all(folder):
     """Write every picture as SVG."""
     with mpl.rc_context(STYLE):
-        for function in (plan, chunks, lazy, bags, ratios):
+        for function in (plan, chunks, lazy, bags, ratios, batches):
             figure = function()
             figure.savefig(folder / f"{function.__name__}.svg", metadata={"Date": None})

@@ -12,7 +12,7 @@ PEERS = {  # title -> how the names of its lines begin
     "JAX and Optax": ("jax", "optax"),
 }
 COLUMNS = ("work", "ids", "ratio", "ours (ms)", "peer (ms)", "peer")  # what counts first: phones scroll
-TIMES = "\N{MULTIPLICATION SIGN}"
+TIMES, NBSP = "\N{MULTIPLICATION SIGN}", "\N{NO-BREAK SPACE}"
 
 
 def measured():
@@ -31,8 +31,21 @@ def ratio(line):
 
 def markdown(header, rows):
     """A Markdown table, with columns of numbers set right."""
-    right = ["--:" if "(ms)" in name or name in ("ratio", "share of limit") else "---" for name in header]
+    numbers = ("(ms)", "ratio", "share of limit", "steps/s")
+    right = ["--:" if any(each in name for each in numbers) else "---" for name in header]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, right, *rows))
+
+
+def result(name):
+    """What a program left in docs/results."""
+    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+
+
+def measured_on(result):
+    """Where and when something was measured, in a few words."""
+    machine = result["machine"]
+    where = f"{machine['processor']}, {machine['threads']} threads, {machine['date']}"
+    return where + ("; other programs ran during some of it" if result.get("disturbed") else "")
 
 
 def chosen(columns, lines):
@@ -66,22 +79,36 @@ def targets():
     lines = [line for line in measured()[0] if line["target met?"]]
     met = sum(line["target met?"].startswith("yes") for line in lines)
     kept = ("work", "ids", "ratio", "target met?", "peer", "share of limit")
+    for line in lines:  # a bound stays on one line: "no: at least 8x" breaks after the colon
+        first, _, bound = line["target met?"].partition(" ")
+        line["target met?"] = f"{first} {bound.replace(' ', NBSP).replace(f'{NBSP}(', ' (')}"
     return f"{met} of {len(lines)} targets are met.\n\n{chosen(kept, lines)}\n"
 
 
 def by_rows():
     """How the time of a step depends on the rows of the table."""
-    result = json.loads((ROOT / "docs/results/scaling.json").read_text())
-    series = result["axes"]["rows"]["lookup + update"]
+    scaling = result("scaling")
+    series = scaling["axes"]["rows"]["lookup + update"]
     rows = [number for number, _ in series["sparsembed, SparseAdam"]]
     body = [[name, *(f"{time:.1f}" for _, time in points)] for name, points in series.items()]
-    machine, lookups = result["machine"], result["size"]["lookups"]
-    where = f"{machine['processor']}, {machine['threads']} threads, {machine['date']}"
-    note = f"Milliseconds; {lookups:,} uniform ids, {where}."
+    note = f"Milliseconds; {scaling['size']['lookups']:,} uniform ids, {measured_on(scaling)}."
     return markdown(["rows of the table", *(f"{number:,} (ms)" for number in rows)], body) + f"\n\n{note}\n"
+
+
+def whole_model():
+    """A recommender with torch's tables and with ours."""
+    dlrm = result("dlrm")
+    body = []
+    for line in dlrm["rows"]:
+        low, ratio, high = line["ratio"]
+        steps = [f"{1e3 / line[name][1]:.0f}" for name in ("ours_ms", "peer_ms")]
+        spread = f"{low:.2f} to {high:.2f}".replace(" ", NBSP)
+        body.append([f"`EmbeddingBag`, {line['kind']}", line["ids"], f"{ratio:.2f}{TIMES} ({spread})", *steps])
+    note = f"Medians and quartiles; {measured_on(dlrm)}."
+    return markdown(["ours", "ids", "ratio", "steps/s", "torch's steps/s"], body) + f"\n\n{note}\n"
 
 
 def write_all(folder):
     """Write what the performance page includes."""
-    for function in (against_peers, targets, by_rows):
+    for function in (against_peers, targets, by_rows, whole_model):
         (folder / f"{function.__name__}.md").write_text(function())
