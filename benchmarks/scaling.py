@@ -171,7 +171,7 @@ def _caption(result: dict[str, Any], name: str) -> str:
     }
     rest = ", ".join(text for key, text in fixed.items() if key != name)
     disturbed = sum(each.startswith(f"{name} ") for each in result["disturbed"])
-    note = f"; {disturbed} of the times were taken while other programs ran" if disturbed else ""
+    note = f"; {disturbed} of the times were disturbed" if disturbed else ""
     return f"{rest}, float32; {machine['processor']}, {machine['date']}{note}"
 
 

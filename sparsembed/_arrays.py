@@ -88,3 +88,15 @@ def read_only(array: Array) -> Array:
     view = array.view()
     view.setflags(write=False)
     return view
+
+
+def row_wise(array: Array) -> Array:
+    """Return a matrix as a read-only view whose rows are contiguous (a copy only where they are not).
+
+    What a model cuts out of larger arrays, such as the gradient of one of several stacked vectors, is one already.
+    """
+    if array.flags.aligned and (array.strides[1] == array.itemsize or array.shape[1] == 1):
+        view = array.view()
+        view.setflags(write=False)
+        return view
+    return read_only(array)

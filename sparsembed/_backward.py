@@ -26,11 +26,12 @@ def lookup_gradients(
     dtype = None if table is None else table.dtype
     grads = []
     for i, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
-        grad = check.gradient(part, shape, dim, dtype, f"{name}[{i}]" if several else name)
+        grad = check.gradient(part, shape, dim, dtype, f"{name}[{i}]" if several else name, apart=True)
         dim = grad.shape[1]
         grads.append(_apart(grad, table))
     common = np.result_type(*grads)  # without a table, the widest decides
-    return _launch.Gradients([np.asarray(grad, common) for grad in grads], plan.counts, by_count=by_count)
+    same = [grad if grad.dtype == common else grad.astype(common, order="C") for grad in grads]
+    return _launch.Gradients(same, plan.counts, by_count=by_count)
 
 
 def pooled_gradients(
@@ -51,7 +52,8 @@ def pooled_gradients(
     several = len(bags) > 1
     grads = []
     for i, (part, each) in enumerate(zip(grad_out, bags, strict=True)):
-        grad = check.gradient(part, (each.num_bags,), dim, dtype, f"grad_out[{i}]" if several else "grad_out")
+        name = f"grad_out[{i}]" if several else "grad_out"
+        grad = check.gradient(part, (each.num_bags,), dim, dtype, name, apart=True)
         dim, dtype = grad.shape[1], grad.dtype
         grads.append(_apart(grad, table))
     if table is not None and dim != table.shape[1]:

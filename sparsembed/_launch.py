@@ -44,7 +44,7 @@ class Gradients:
 
     Parameters
     ----------
-    grads : list of arrays (m, dim), contiguous
+    grads : list of arrays (m, dim), contiguous within a row
         One per lookup, or per set of bags.
     counts : list of int
         Occurrences in each.
@@ -69,7 +69,7 @@ class Gradients:
         self.dtype = grads[0].dtype
         rows, start = [], 0
         for grad, count in zip(grads, counts, strict=True):
-            rows.append((start, grad.__array_interface__["data"][0]))
+            rows.append((start, grad.__array_interface__["data"][0], grad.strides[0]))
             start += count
         self.kernel = (np.array(rows, np.int64), bags, coefs, winners, True if by_count else None)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import Array, as_array, read_only
+from ._arrays import Array, as_array, read_only, row_wise
 from .kernels.cpu.sort import first_outside
 from .rules import Rule
 
@@ -176,15 +176,18 @@ def flat_ids(value: Any, num_rows: int, name: str = "ids") -> tuple[Array, tuple
     return flat, shape
 
 
-def gradient(value: Any, leading: tuple[int, ...], dim: int | None, dtype: Any, name: str = "grad_out") -> Array:
-    """Check a gradient of shape ``leading + (dim,)``; returns it as (n, dim), contiguous."""
-    array = floats(value, dtype, name)
+def gradient(
+    value: Any, leading: tuple[int, ...], dim: int | None, dtype: Any, name: str = "grad_out", apart: bool = False
+) -> Array:
+    """Check a gradient of shape ``leading + (dim,)``; returns it as (n, dim), contiguous or with its rows `apart`."""
+    array = _real(value, dtype, name)
     dim = dim if dim is not None else (array.shape[-1] if array.ndim else 0)
     if array.shape != (*leading, dim) or dim == 0:
         expected = f"{name} must have shape {(*leading, dim)}, one row per looked-up vector, got {array.shape}"
         hint = _broadcast_hint(leading, array.shape) if array.shape[-1:] == (dim,) else ""
         raise ValueError(expected + hint)
-    return array.reshape(-1, dim)
+    flat = array.reshape(-1, dim)
+    return row_wise(flat) if apart else read_only(flat)
 
 
 def _broadcast_hint(leading: tuple[int, ...], shape: tuple[int, ...]) -> str:
@@ -203,12 +206,16 @@ def _broadcast_hint(leading: tuple[int, ...], shape: tuple[int, ...]) -> str:
 
 def floats(value: Any, dtype: Any, name: str) -> Array:
     """Check that an array holds real floats; returns it contiguous and in `dtype` (None keeps it)."""
+    return read_only(_real(value, dtype, name))
+
+
+def _real(value: Any, dtype: Any, name: str) -> Array:
     array = as_array(value, name)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise TypeError(f"{name} must hold floats, got {array.dtype}; convert with .astype(np.float32)")
     if dtype is None:
         dtype = array.dtype if array.dtype in FLOATS else np.dtype(np.float32)
-    return read_only(np.asarray(array, dtype))
+    return np.asarray(array, dtype)
 
 
 def finite(array: Array, name: str) -> None:

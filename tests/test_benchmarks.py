@@ -274,7 +274,7 @@ def test_scaling_measures_and_draws_every_axis(tmp_path, monkeypatch):
         for contestant, line in lines.items()
         for value, _ in line
     }
-    assert "other programs" not in scaling._caption(result | {"disturbed": []}, "rows")
+    assert "disturbed" not in scaling._caption(result | {"disturbed": []}, "rows")
     assert "; 1 of the times" in scaling._caption(result | {"disturbed": ["rows 10, gather, sparsembed"]}, "rows")
     assert {path.stem for path in tmp_path.glob("*.png")} == {f"scaling_{name}" for name in scaling.AXES}
     before = {path: path.read_bytes() for path in tmp_path.glob("*.png")}

@@ -87,6 +87,9 @@ def test_the_workspace_of_an_update(dtype, idtype, hot):
     }
     for name, call in calls.items():
         assert peak(call)[0] <= allowed, name
+    stacked = np.zeros((N, 3, DIM), dtype)  # whose gradient is cut into three
+    assert peak(lambda: table.update(ids, stacked[:, 1]))[0] <= allowed
+    assert peak(lambda: table.update_pooled(bags, stacked[: N // 2, 2]))[0] <= allowed
     plan = se.plan(ids, ROWS)
     assert peak(lambda: table.update(plan, grad))[0] <= partials + FIXED
     assert peak(lambda: se.plan(ids, ROWS))[0] <= 24 * N + FIXED

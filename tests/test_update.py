@@ -255,6 +255,28 @@ def test_broadcast_and_shared_gradients(rng):
         np.testing.assert_allclose(table.weight, weight - reference.coalesce(ids, grad, 6), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_whose_rows_lie_apart(dtype, rng):
+    """Cut out of larger arrays, backward, or one row again and again; also on several threads, with hot rows."""
+    n, dim = 20_000, 40
+    ids = pick_ids(rng, n, 3_000, "hot")
+    wide = numbers(rng, (n, 2 * dim + 1), np.float32, grid=True)
+    one, many = wide[0, :dim], numbers(rng, (2 * n, dim), np.float32, grid=True)
+    bags = se.Bags(ids, np.arange(0, n + 1, 4))
+    weight = numbers(rng, (3_000, dim), dtype)
+    for grad in (wide[:, 3 : 3 + dim], many[::2], many[::-2], np.broadcast_to(one, (n, dim))):
+        whole = np.ascontiguousarray(grad)
+        for rule in SAMPLE:
+            cut, plain = make(weight, rule), make(weight, rule)
+            for table, given in ((cut, grad), (plain, whole)):
+                table.update(ids, given)
+                table.update([ids[:7], ids[7:n]], [given[:7], given[7:]])
+                table.update_pooled(bags, given[: n // 4], "mean")
+            assert_same(cut, plain)
+        summed = se.coalesce([ids, ids], [grad, whole.astype(np.float64)], 3_000).values
+        np.testing.assert_array_equal(summed, se.coalesce([ids, ids], [whole, whole.astype(np.float64)], 3_000).values)
+
+
 def test_memory_mapped_table(tmp_path, rng):
     weight = numbers(rng, (9, 4), np.float32)
     weight.tofile(tmp_path / "weight")

@@ -2,8 +2,8 @@
 
 Names used by all kernels: `order` (n,) occurrences sorted by row; `rows` (k,) unique sorted;
 `offsets` (k + 1,) where each row's run starts in `order`; `scratch` (threads, ...) room for a row of arithmetic.
-`grads` says where the gradient of occurrence i lies: `sources` (lookups, 2) holds the first
-occurrence and the address of each lookup's gradient; for pooled lookups `bags` (n,) is the
+`grads` says where the gradient of occurrence i lies: `sources` (lookups, 3) holds the first occurrence of each
+lookup, the address of its gradient and the bytes from row to row; for pooled lookups `bags` (n,) is the
 gradient row of each occurrence, `coefs` (n,) its factor, `winners` (num_bags, dim) the
 occurrence that won each column of a max, `by_count` that each row's sum is divided by the number of its
 occurrences; None where unused.  `fetch` says what to prefetch: (table rows ahead, cache lines of one, of its
@@ -30,13 +30,13 @@ def dot(a, i, b, j, terms):
 
 
 @inline
-def _grad_address(i, sources, bags, row_bytes):
+def _grad_address(i, sources, bags):
     """Address of the gradient row of occurrence i."""
     j = 0
     while j + 1 < sources.shape[0] and i >= sources[j + 1, 0]:
         j += 1
     row = i - sources[j, 0] if bags is None else np.int64(bags[i])
-    return sources[j, 1] + row * row_bytes
+    return sources[j, 1] + row * sources[j, 2]
 
 
 @inline
@@ -55,34 +55,33 @@ def _add(total, grad, i, bag, coefs, winners):
 
 
 @inline
-def _fetch_grad(p, order, sources, bags, row_bytes, fetch):
+def _fetch_grad(p, order, sources, bags, fetch):
     """Prefetch the gradient row that stands `ahead` places after p in sorted order."""
     _, _, _, ahead, lines = fetch
     if p + ahead < order.shape[0]:
-        prefetch(_grad_address(np.int64(order[p + ahead]), sources, bags, row_bytes), lines)
+        prefetch(_grad_address(np.int64(order[p + ahead]), sources, bags), lines)
 
 
 @inline
 def _add_run(total, order, first, last, sources, bags, coefs, winners, fetch):
     """Add the gradients of a run of occurrences, in the order of the batch."""
-    dim, row_bytes = total.shape[0], total.shape[0] * total.itemsize
     for p in range(first, last):
-        _fetch_grad(p, order, sources, bags, row_bytes, fetch)
+        _fetch_grad(p, order, sources, bags, fetch)
         i = np.int64(order[p])
         bag = 0 if winners is None else np.int64(bags[i])
-        grad = row_at(_grad_address(i, sources, bags, row_bytes), dim, total)
+        grad = row_at(_grad_address(i, sources, bags), total.shape[0], total)
         _add(total, grad, i, bag, coefs, winners)
 
 
 @inline
-def _sum_columns(lanes, rest, c, total, order, first, last, source, coefs, ahead):
+def _sum_columns(lanes, rest, c, total, order, first, last, sources, coefs, ahead):
     """Sum as many columns as `lanes` is wide, or `rest` of them, from column c on, in registers."""
-    row_bytes = total.shape[0] * total.itemsize
-    start, size, ahead = source + c * total.itemsize, np.uintp(order.shape[0]), np.uintp(ahead)
+    start, stride = sources[0, 1] + c * total.itemsize, sources[0, 2]
+    size, ahead = np.uintp(order.shape[0]), np.uintp(ahead)
     for p in range(np.uintp(first), np.uintp(last)):  # unsigned: an index that may be negative costs a test
         if p + ahead < size:
-            fetch_lines(start + np.int64(order[p + ahead]) * row_bytes, lanes)
-        part = load(total, start + np.int64(order[p]) * row_bytes, lanes, rest)
+            fetch_lines(start + np.int64(order[p + ahead]) * stride, lanes)
+        part = load(total, start + np.int64(order[p]) * stride, lanes, rest)
         if coefs is not None:
             part = multiply(part, coefs[order[p]])
         lanes = add(lanes, part)
@@ -96,11 +95,11 @@ def _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch):
         dim, width, ahead = total.shape[0], WIDE // total.itemsize, fetch[3]
         rest = dim % width
         for c in range(0, dim - width + 1, width):
-            _sum_columns(wide(total), None, c, total, order, first, last, sources[0, 1], coefs, ahead)
+            _sum_columns(wide(total), None, c, total, order, first, last, sources, coefs, ahead)
         if rest > NARROW // total.itemsize:
-            _sum_columns(wide(total), rest, dim - rest, total, order, first, last, sources[0, 1], coefs, ahead)
+            _sum_columns(wide(total), rest, dim - rest, total, order, first, last, sources, coefs, ahead)
         elif rest:
-            _sum_columns(narrow(total), rest, dim - rest, total, order, first, last, sources[0, 1], coefs, ahead)
+            _sum_columns(narrow(total), rest, dim - rest, total, order, first, last, sources, coefs, ahead)
         return
     clear(total)
     _add_run(total, order, first, last, sources, bags, coefs, winners, fetch)
@@ -116,9 +115,8 @@ def sum_segment(total, s, order, offsets, grads, hot, fetch):
     hot_segments, hot_offsets, partials = hot
     first, last = np.int64(offsets[s]), np.int64(offsets[s + 1])
     if last - first == 1 and coefs is None and winners is None:
-        row_bytes = total.shape[0] * total.itemsize
-        _fetch_grad(first, order, sources, bags, row_bytes, fetch)
-        return _grad_address(np.int64(order[first]), sources, bags, row_bytes)
+        _fetch_grad(first, order, sources, bags, fetch)
+        return _grad_address(np.int64(order[first]), sources, bags)
     if last - first <= CHUNK:
         _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch)
     else:  # hot: its partial sums are ready
