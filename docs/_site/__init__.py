@@ -12,7 +12,8 @@ WIDE = 800  # pixels of a PNG that would have letters of less than half their si
 WAITING = """<!doctype html>
 <title>sparsembed: benchmarks</title>
 <meta name="viewport" content="width=device-width">
-<p>The dashboard has not been made yet: <code>python -m benchmarks.dashboard</code> makes it, in this place.
+<p>The dashboard has not been made yet: <code>python -m benchmarks.dashboard --commits 0</code> makes it, in this place,
+of the history that the repository holds; without <code>--commits 0</code> it measures the last commits first.
 <p><a href="../performance.html">Performance</a>
 """
 
