@@ -1,5 +1,17 @@
-"""What pytest collects where torch is not installed."""
+"""What pytest collects, and runs, where torch is not installed."""
 
 import importlib.util
 
-collect_ignore = [] if importlib.util.find_spec("torch") else ["sparsembed/torch", "tests/torch_cases.py"]
+import pytest
+
+WITHOUT_TORCH = importlib.util.find_spec("torch") is None
+collect_ignore = ["sparsembed/torch", "tests/torch_cases.py"] if WITHOUT_TORCH else []
+
+
+def pytest_collection_modifyitems(items):
+    """Skip the examples of docstrings that import torch."""
+    for item in items:
+        if WITHOUT_TORCH and isinstance(item, pytest.DoctestItem):
+            sources = " ".join(example.source for example in item.dtest.examples)
+            if "torch," in sources or "import torch" in sources:
+                item.add_marker(pytest.mark.skip(reason="torch is not installed"))

@@ -60,6 +60,12 @@ class Exchange:
         ------
         ImportError
             If torch has not been imported.
+
+        Examples
+        --------
+        >>> import numpy as np, torch, sparsembed as se
+        >>> se.RowGradient([2], np.array([[3.0]]), num_rows=4).to_torch().to_dense().T
+        tensor([[0., 0., 3., 0.]], dtype=torch.float64)
         """
         torch = sys.modules.get("torch")
         if torch is None:
@@ -90,6 +96,14 @@ class Exchange:
         ------
         TypeError, ValueError, IndexError
             For other tensors, and anything else.
+
+        Examples
+        --------
+        >>> import torch, sparsembed as se
+        >>> layer = torch.nn.Embedding(5, 1, sparse=True)
+        >>> layer(torch.tensor([3, 1, 3])).sum().backward()
+        >>> se.RowGradient.from_torch(layer.weight.grad).values.ravel()
+        tensor([1., 2.])
         """
         if kind_of(tensor) != "torch":
             raise TypeError(f"tensor must be a torch sparse COO tensor, got {type(tensor).__name__}")
@@ -195,7 +209,7 @@ class Exchange:
         Parameters
         ----------
         slices : object with `values`, `indices` and `dense_shape`, or a tuple of them in this order
-            values (n, dim) floats, indices (n,) int32 or int64, dense_shape (num_rows, dim).  Repeated
+            With values (n, dim) floats, indices (n,) int32 or int64, dense_shape (num_rows, dim).  Repeated
             indices are summed in their order; nothing is copied where they increase.
 
         Returns

@@ -192,7 +192,12 @@ class TableStorage:
         return f"{type(self).__name__}({what}, {size:.1f} {unit})"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of everything that training changes: "weight", "step" and each slot by name."""
+        """Return copies of everything that training changes: "weight", "step" and each slot by name.
+
+        Returns
+        -------
+        dict of arrays, and an int
+        """
         return {"weight": self.weight.copy(), "step": self.step} | {k: v.copy() for k, v in self.state.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -39,6 +39,14 @@ class TrainedTable(TableStorage):
         -----
         Moves ``(n + k * (2 + 2 * slots)) * dim * itemsize`` bytes for n ids with k unique rows,
         whatever the size of the table; 24 bytes per id of workspace.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable.from_array(np.zeros((3, 1)), optimizer=se.SGD(lr=1.0))
+        >>> table.update([2, 0, 2], np.array([[1.0], [2.0], [3.0]]))
+        >>> table.weight.ravel()
+        array([-2.,  0., -4.])
         """
         rule = self._trainable()
         plan = as_plan(as_lookups(ids, grad_out), self.num_rows)
@@ -67,6 +75,14 @@ class TrainedTable(TableStorage):
         -----
         24 bytes per id of workspace, and one number more for weights; mode "max" needs 4 more per element of
         `grad_out`.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable.from_array(np.zeros((3, 1)), optimizer=se.SGD(lr=1.0))
+        >>> table.update_pooled(se.Bags.from_lists([[0, 2], [2]]), np.array([[2.0], [3.0]]), mode="mean")
+        >>> table.weight.ravel()
+        array([-1.,  0., -4.])
         """
         rule = self._trainable()
         parts, grads = backward.as_bags(bags, grad_out, mode)
@@ -94,6 +110,19 @@ class TrainedTable(TableStorage):
         -------
         RowGradient
             For `apply`, perhaps after clipping or adding others.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            For arguments that do not fit.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable(3, 1, optimizer=se.SGD(lr=1.0), rng=0)
+        >>> gradient = table.gradient([2, 0, 2], np.ones((3, 1), np.float32))
+        >>> gradient.rows, gradient.values.ravel()
+        (array([0, 2]), array([1., 2.], dtype=float32))
         """
         plan = as_plan(as_lookups(ids, grad_out), self.num_rows)
         like = np.empty((0, self.dim), backward.result_dtype(self._weight))
@@ -112,6 +141,19 @@ class TrainedTable(TableStorage):
             Of a table of this shape; taken as it is, whatever `scale_grad_by_freq` says.
         check_finite : bool
             Refuse NaN and infinity before any row changes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For anything else; table, state and step are as they were then.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable.from_array(np.zeros((3, 1)), optimizer=se.SGD(lr=1.0))
+        >>> table.apply(se.RowGradient([1], np.array([[8.0]]), num_rows=3).clip_values(5.0))
+        >>> table.weight.ravel()
+        array([ 0., -5.,  0.])
         """
         rule = self._trainable()
         if not isinstance(gradient, RowGradient):

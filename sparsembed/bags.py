@@ -37,8 +37,8 @@ class Bags:
     --------
     >>> import numpy as np, sparsembed as se
     >>> bags = se.Bags(np.array([4, 1, 4]), np.array([0, 2, 2, 3]))
-    >>> bags
-    Bags(3 bags, 3 ids)
+    >>> bags, bags.num_bags
+    (Bags(3 bags, 3 ids), 3)
     >>> se.pool(np.eye(5), bags, mode="mean")[0]
     array([0. , 0.5, 0. , 0. , 0.5])
     """
@@ -73,6 +73,16 @@ class Bags:
             The id that fills up short rows, wherever it stands; None keeps all ids.
         per_sample_weights : float array of the shape of `ids`, optional
 
+        Returns
+        -------
+        Bags
+            Ids and weights are copies.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For ids that are no such array, or weights of another shape.
+
         Examples
         --------
         >>> import numpy as np, sparsembed as se
@@ -98,6 +108,21 @@ class Bags:
     @classmethod
     def from_lists(cls, ids: Iterable[Sequence[int]], per_sample_weights: Any = None) -> "Bags":
         """Make one bag of each list of ids (and of weights, shaped alike).
+
+        Parameters
+        ----------
+        ids : iterable of lists, or of int32 or int64 arrays of shape (n,)
+        per_sample_weights : list of lists of floats, optional
+
+        Returns
+        -------
+        Bags
+            With int64 ids unless all are int32 arrays.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ids are no whole numbers, or weights are not one per id.
 
         Examples
         --------
@@ -135,6 +160,20 @@ class Bags:
 
         ``se.pool(weight, bags)`` is then ``matrix @ weight``.  Data that are all one are left
         out, so that such bags can be pooled with mode "max", too.
+
+        Parameters
+        ----------
+        matrix : scipy CSR array or matrix of shape (num_bags, num_rows), of real numbers
+            Ids are not copied, nor are float weights.
+
+        Returns
+        -------
+        Bags
+
+        Raises
+        ------
+        TypeError
+            For another format, or complex numbers.
 
         Examples
         --------

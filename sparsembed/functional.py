@@ -40,7 +40,8 @@ def gather(weight: Any, ids: Any, out: Any = None) -> Any:
 
     Notes
     -----
-    Allocates the result and nothing else.  Moves ``2 * n * dim * itemsize`` bytes.
+    Equals ``onehot(ids) @ weight``; see `sparsembed.reference.gather`.  Allocates the result and nothing else.
+    Moves ``2 * n * dim * itemsize`` bytes.
 
     Examples
     --------
@@ -89,8 +90,8 @@ def scatter_add(weight: Any, ids: Any, values: Any, alpha: float = 1.0) -> None:
 
     Notes
     -----
-    The values of one row are summed first, in their order, then added; the result does not
-    depend on the number of threads.
+    Equals ``weight += alpha * onehot(ids).T @ values``; see `sparsembed.reference.scatter_add`.  The values of
+    one row are summed first, in their order, then added; the result does not depend on the number of threads.
 
     Examples
     --------
@@ -142,8 +143,8 @@ def coalesce(
 
     Notes
     -----
-    Equals the non-zero rows of ``onehot(ids).T @ grad_out``.  Sums run in the order of the ids,
-    those of more than 512 in chunks of 512, so results repeat bit for bit.
+    Equals the rows of ``onehot(ids).T @ grad_out`` that have an id; see `sparsembed.reference.coalesce`.  Sums
+    run in the order of the ids, those of more than 512 in chunks of 512, so results repeat bit for bit.
 
     Examples
     --------

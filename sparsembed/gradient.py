@@ -25,14 +25,20 @@ class RowGradient(Exchange):
     num_rows : int
         Rows of the table.
 
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        For rows and values of wrong dtype or shape, rows that do not increase, or a row out of range.  Methods
+        raise them for arguments that do not fit.
+
     Examples
     --------
     >>> import numpy as np, sparsembed as se
     >>> g = se.coalesce(np.array([7, 2, 7]), np.ones((3, 1)), num_rows=9)
     >>> (g + g.scale(0.5)).values.ravel()
     array([1.5, 3. ])
-    >>> round(g.norm(), 3)
-    2.236
+    >>> g.rows, g.dim, round(g.norm(), 3), g.is_finite()
+    (array([2, 7]), 1, 2.236, True)
     """
 
     __slots__ = ()
@@ -79,7 +85,17 @@ class RowGradient(Exchange):
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def scale(self, factor: float) -> "RowGradient":
-        """Return the gradient times a number."""
+        """Return the gradient times a number.
+
+        Parameters
+        ----------
+        factor : float
+            Finite.
+
+        Returns
+        -------
+        RowGradient
+        """
         number = check.real(factor, "factor")
         return self._of(np.multiply, self._values.dtype.type(number))
 
@@ -117,6 +133,10 @@ class RowGradient(Exchange):
         ----------
         limit : float
             Finite, not negative.
+
+        Returns
+        -------
+        RowGradient
 
         Examples
         --------
@@ -196,8 +216,13 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the norm is not finite, or a dense array is read-only; nothing is scaled then.
+
+    References
+    ----------
+    Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", ICML 2013,
+    https://arxiv.org/abs/1211.5063.
 
     Examples
     --------

@@ -21,7 +21,24 @@ _BLOCK = 1 << 16  # numbers drawn at a time: keeps temporaries in cache and memo
 
 
 def zeros(shape: tuple[int, ...], *, dtype: npt.DTypeLike = np.float32, rng: Any = None) -> Array:
-    """Return zeros, which take no memory until a row is touched; `rng` is not used.
+    """Return zeros, which take no memory until a row is touched.
+
+    Parameters
+    ----------
+    shape : tuple of int, such as (num_rows, dim)
+    dtype : {float32, float64, float16}
+    rng : None, int, SeedSequence or Generator
+        Not used.
+
+    Returns
+    -------
+    array of `shape` and `dtype`
+        Fresh, C-ordered, on a cache line.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that do not fit.
 
     Examples
     --------
@@ -42,6 +59,24 @@ def uniform(
 ) -> Array:
     """Draw from the uniform distribution on [low, high).
 
+    Parameters
+    ----------
+    shape : tuple of int, such as (num_rows, dim)
+    low, high : float
+        Finite, ``low <= high``.
+    dtype : {float32, float64, float16}
+    rng : None, int, SeedSequence or Generator
+
+    Returns
+    -------
+    array of `shape` and `dtype`
+        Fresh, C-ordered, on a cache line.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that do not fit.
+
     Examples
     --------
     >>> import sparsembed as se
@@ -57,6 +92,24 @@ def normal(
     shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0, *, dtype: npt.DTypeLike = np.float32, rng: Any = None
 ) -> Array:
     """Draw from the normal distribution.
+
+    Parameters
+    ----------
+    shape : tuple of int, such as (num_rows, dim)
+    mean, std : float
+        Finite; `std` not negative.
+    dtype : {float32, float64, float16}
+    rng : None, int, SeedSequence or Generator
+
+    Returns
+    -------
+    array of `shape` and `dtype`
+        Fresh, C-ordered, on a cache line.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that do not fit.
 
     Examples
     --------
@@ -79,6 +132,26 @@ def truncated_normal(
 ) -> Array:
     """Draw from the normal distribution cut off at `bound` standard deviations from the mean.
 
+    Parameters
+    ----------
+    shape : tuple of int, such as (num_rows, dim)
+    mean, std : float
+        Of the distribution before it is cut off.
+    bound : float
+        At least 1e-6.
+    dtype : {float32, float64, float16}
+    rng : None, int, SeedSequence or Generator
+
+    Returns
+    -------
+    array of `shape` and `dtype`
+        Fresh, C-ordered, on a cache line.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that do not fit.
+
     Examples
     --------
     >>> import sparsembed as se
@@ -98,6 +171,22 @@ def truncated_normal(
 
 def glorot_uniform(shape: tuple[int, ...], *, dtype: npt.DTypeLike = np.float32, rng: Any = None) -> Array:
     """Draw uniformly from +-sqrt(6 / (num_rows + dim)).
+
+    Parameters
+    ----------
+    shape : tuple of int, such as (num_rows, dim)
+    dtype : {float32, float64, float16}
+    rng : None, int, SeedSequence or Generator
+
+    Returns
+    -------
+    array of `shape` and `dtype`
+        Fresh, C-ordered, on a cache line.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that do not fit.
 
     References
     ----------

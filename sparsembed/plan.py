@@ -36,6 +36,13 @@ class Plan:
         Positions of the flattened ids, sorted by id; equal ids keep their order.
     segment_offsets : ndarray of shape (k + 1,), dtype of `order`
         ``order[segment_offsets[j]:segment_offsets[j + 1]]`` are the positions of ``rows[j]``.
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> p = se.plan([np.array([7, 2]), np.array([[7]])], num_rows=9)
+    >>> p, p.counts, p.shapes
+    (Plan(3 ids, 2 unique rows, num_rows=9), [2, 1], [(2,), (1, 1)])
     """
 
     __slots__ = (

@@ -40,7 +40,7 @@ def pool(weight: Any, bags: Bags, mode: str = "sum", out: Any = None, *, padding
     -----
     A bag that is empty, all padding, or whose divisor is zero gives zeros.  Max: a NaN
     always propagates.  Rows are added in the order of the bag.  Formulas: TensorFlow,
-    tensorflow/python/ops/embedding_ops.py.
+    tensorflow/python/ops/embedding_ops.py; see `sparsembed.reference.pool`.
 
     Examples
     --------
@@ -95,11 +95,17 @@ def pool_gradient(
     Returns
     -------
     RowGradient
+        Of the rows in the bags, but for padding.
 
     Raises
     ------
     TypeError, ValueError, IndexError
         For arguments that do not fit.
+
+    Notes
+    -----
+    With the matrix of ``pool(weight) = B @ weight`` it is ``B.T @ grad_out``; in mode "max" each column goes to the
+    row that won it.  See `sparsembed.reference.pool_gradient`.
 
     Examples
     --------
@@ -149,7 +155,8 @@ def per_sample_weights_gradient(
     Notes
     -----
     With ``d[p] = <grad_out[b], weight[ids[p]]>`` and `S` the divisor of bag b: sum ``d[p]``; mean
-    ``(d[p] - sum(a * d) / S) / S``; sqrtn ``(d[p] - a[p] * sum(a * d) / S**2) / S``.
+    ``(d[p] - sum(a * d) / S) / S``; sqrtn ``(d[p] - a[p] * sum(a * d) / S**2) / S``: the quotient rule on the
+    formulas of `pool`.  See `sparsembed.reference.per_sample_weights_gradient`.
 
     Examples
     --------

@@ -3,6 +3,28 @@
 A batch of ids is a sparse matrix with one 1 per row (`onehot`); a set of bags is a sparse
 matrix with one row per bag (`bag_matrix`).  Lookup, pooling and their gradients are products
 with these matrices and their transposes.  Use it to test the engine, or any other.
+
+Arguments are those of the functions of the same names in `sparsembed`, in shape and meaning; floats of any
+kind are computed with in float64.  Results are float64 arrays, dense where the engine gives a `RowGradient`.
+Nothing is checked, and what does not fit raises whatever scipy raises.  Cost: a one-hot row for each id.
+
+Examples
+--------
+>>> import numpy as np, sparsembed as se
+>>> w, ids, grad = np.array([[1.0], [2.0], [4.0]]), [2, 0, 2], np.array([[1.0], [2.0], [3.0]])
+>>> se.reference.gather(w, ids).ravel(), se.reference.coalesce(ids, grad, 3).ravel()
+(array([4., 1., 4.]), array([2., 0., 4.]))
+>>> se.reference.scatter_add(w, ids, grad, alpha=-1.0).ravel()
+array([-1.,  2.,  0.])
+>>> bags = se.Bags.from_lists([[2, 0], [2]])
+>>> se.reference.pool(w, bags, "mean").ravel(), se.reference.argmax(w, bags).ravel()
+(array([2.5, 4. ]), array([0, 2]))
+>>> se.reference.pool_gradient(bags, np.ones((2, 1)), 3, "mean").ravel()
+array([0.5, 0. , 1.5])
+>>> se.reference.per_sample_weights_gradient(w, bags, np.ones((2, 1)))
+array([4., 1., 4.])
+>>> se.reference.update(se.SGD(lr=1.0), w, {}, ids, grad, step=1)[0].ravel()
+array([-1.,  2.,  0.])
 """
 
 from typing import Any

@@ -65,6 +65,20 @@ class EmbeddingTable(TrainedTable):
     >>> table.update(ids, np.ones((2, 2, 4), np.float32))
     >>> table
     EmbeddingTable(1000 x 4 float32, SGD(lr=0.1), step 1, padding_idx=0, 15.6 KiB)
+    >>> other = se.EmbeddingTable(1000, 4, optimizer=se.SGD(lr=0.1), padding_idx=0)
+    >>> other.load_state_dict(table.state_dict())  # "weight", "step" and each slot by name
+    >>> other.step, bool((other.weight == table.weight).all())
+    (1, True)
+    >>> table.num_rows, table.dim, table.padding_idx, table.max_norm, table.norm_type, table.scale_grad_by_freq
+    (1000, 4, 0, None, 2.0, False)
+    >>> table = se.EmbeddingTable.from_array(np.zeros((2, 1)), optimizer=se.Adam(lr=0.1))
+    >>> weight = table.weight  # up to date until the next update
+    >>> for ids in [[0], [1]]:
+    ...     table.update(ids, np.ones((1, 1)))
+    >>> table.flush()  # moves row 0, which was not in the second batch
+    >>> weight.ravel().round(3), sorted(table.state)
+    (array([-0.167, -0.074]), ['exp_avg', 'exp_avg_sq'])
+    >>> table.optimizer = se.Adam(lr=0.01)  # between steps
     """
 
     def __init__(
@@ -123,6 +137,16 @@ class EmbeddingTable(TrainedTable):
         scale_grad_by_freq : bool
             As in `EmbeddingTable`.
 
+        Returns
+        -------
+        EmbeddingTable
+            At step 0, with fresh state.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For arguments that do not fit, such as a read-only array that is to be updated in place.
+
         Examples
         --------
         >>> import numpy as np, sparsembed as se
@@ -154,6 +178,22 @@ class EmbeddingTable(TrainedTable):
         -------
         array of shape ``ids.shape + (dim,)``
             Of the caller's kind (NumPy, torch, jax); see `sparsembed.gather`.
+
+        Raises
+        ------
+        TypeError, IndexError
+            For ids of another dtype, or out of range.
+
+        Notes
+        -----
+        ``table[ids]`` is the same.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> table = se.EmbeddingTable(9, 4, rng=0)
+        >>> table.lookup([[1, 2, 1]]).shape
+        (1, 3, 4)
         """
         with self._reading() as lag:
             return functional.lookup(self._weight, ids, lag)
@@ -161,6 +201,29 @@ class EmbeddingTable(TrainedTable):
     __getitem__ = lookup
 
     def pool(self, bags: Bags, mode: str = "sum") -> Any:
-        """Pool the rows of each bag, (num_bags, dim); see `sparsembed.pool`."""
+        """Pool the rows of each bag into one; see `sparsembed.pool`.
+
+        Parameters
+        ----------
+        bags : Bags
+        mode : {"sum", "mean", "sqrtn", "max"}
+
+        Returns
+        -------
+        array of shape (num_bags, dim)
+            Of the kind of the ids (NumPy, torch, jax).
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            For arguments that do not fit.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> table = se.EmbeddingTable(9, 4, padding_idx=0)
+        >>> table.pool(se.Bags.from_lists([[1, 2], [0]]), mode="mean")[1]
+        array([0., 0., 0., 0.], dtype=float32)
+        """
         with self._reading() as lag:
             return pooling.pool_bags(self._weight, bags, mode, None, self.padding_idx, lag)

@@ -31,6 +31,11 @@ def default_trace(num_rows: int = 50, dim: int = 7, steps: int = 12, rng: Any = 
     list of (ids, grad_out)
         One pair per step.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers below one, and what is no number.
+
     Examples
     --------
     >>> import sparsembed as se

@@ -268,10 +268,10 @@ def test_gradients_whose_rows_lie_apart(dtype, rng):
         whole = np.ascontiguousarray(grad)
         for rule in SAMPLE:
             cut, plain = make(weight, rule), make(weight, rule)
-            for table, given in ((cut, grad), (plain, whole)):
-                table.update(ids, given)
-                table.update([ids[:7], ids[7:n]], [given[:7], given[7:]])
-                table.update_pooled(bags, given[: n // 4], "mean")
+            for table, gradient in ((cut, grad), (plain, whole)):
+                table.update(ids, gradient)
+                table.update([ids[:7], ids[7:n]], [gradient[:7], gradient[7:]])
+                table.update_pooled(bags, gradient[: n // 4], "mean")
             assert_same(cut, plain)
         summed = se.coalesce([ids, ids], [grad, whole.astype(np.float64)], 3_000).values
         np.testing.assert_array_equal(summed, se.coalesce([ids, ids], [whole, whole.astype(np.float64)], 3_000).values)

@@ -25,33 +25,44 @@ RULES: dict[type, type["Rule"]] = {}  # class of the named tuple -> rule
 class Rule:
     """Base class of optimizers; derive a frozen dataclass from it to write one.
 
-    Class attributes
-    ----------------
+    Attributes
+    ----------
     Hyper : NamedTuple class
         The scalars that the functions below receive as `hp`; one class per rule.
     slots, row_slots : tuple of str
         Names of the state kept per element, and per row.  Fresh state is zero.  At most four
         slots and three row slots.
 
-    Functions
-    ---------
-    hyper(self, step) -> tuple
+    Raises
+    ------
+    TypeError
+        When a class is made whose parts do not fit together.
+    TypeError, ValueError
+        When a value is made with hyperparameters that are negative or not finite; `_check` may have other ranges.
+
+    Notes
+    -----
+    A rule defines these functions:
+
+    ``hyper(self, step) -> tuple``
         The fields of `Hyper` for this step (the first is 1), as Python numbers.
-    step(w, g, s, a, hp) -> (w, s)
+    ``step(w, g, s, a, hp) -> (w, s)``
         New element and new slots from element `w`, summed gradient `g`, slots `s` (a tuple).
-    reduce(w, g, hp) -> x, row(x, r, hp) -> (a, r)
+    ``reduce(w, g, hp) -> x`` and ``row(x, r, hp) -> (a, r)``
         Optional row stage: the mean of `reduce` over the row, with the row slots `r`, gives
         the `a` that `step` receives, and the new row slots.
-    reduce_pair(w, g, s, hp) -> (x, y), row_pair(x, y, r, hp) -> (a, r)
+    ``reduce_pair(w, g, s, hp) -> (x, y)`` and ``row_pair(x, y, r, hp) -> (a, r)``
         The same with two means, or with slots.
 
-    The three functions are static, work on scalars and must not contain float literals, which
+    ``self.rate(step)`` is the learning rate, a number or what the caller's function returns, checked.
+
+    All but `hyper` are static, work on scalars and must not contain float literals, which
     would turn float32 arithmetic into float64: put constants into `Hyper`.  ``math.sqrt`` is
-    available.
+    available.  Any rule is checked against these formulas, in float64, by `sparsembed.testing.check_optimizer`.
 
     Examples
     --------
-    >>> import sparsembed as se
+    >>> import numpy as np, sparsembed as se
     >>> from dataclasses import dataclass
     >>> from typing import NamedTuple
     >>> class SignHyper(NamedTuple):

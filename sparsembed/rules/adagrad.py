@@ -31,6 +31,11 @@ class Adagrad(Rule):
     eps : float
         Added to the root of `S`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For hyperparameters of another type or out of range.
+
     Notes
     -----
     State: slot ``sum``, dim numbers a row, which holds `S` without its initial value, so that

@@ -208,9 +208,15 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    lr, betas, eps
-        As for `Adam`.
+    lr, betas, eps : as for `Adam`
+        In the same ranges.
     weight_decay : float
+        Not negative; ``lr * weight_decay`` is the share that a weight loses in each step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For hyperparameters of another type or out of range.
 
     Notes
     -----

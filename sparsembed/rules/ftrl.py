@@ -28,6 +28,11 @@ class FTRL(Rule):
     beta, l1, l2 : float
         Not negative.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For hyperparameters of another type or out of range.
+
     Notes
     -----
     State: slots ``z`` and ``n``, 2 * dim numbers a row.  Steps without a gradient change nothing.

@@ -35,6 +35,11 @@ class LAMB(Rule):
     eps : float
     weight_decay : float
 
+    Raises
+    ------
+    TypeError, ValueError
+        For hyperparameters of another type or out of range.
+
     Notes
     -----
     State: slots ``exp_avg`` and ``exp_avg_sq``, 2 * dim numbers a row.  Rows without a gradient do not

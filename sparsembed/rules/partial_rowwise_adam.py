@@ -33,6 +33,11 @@ class PartialRowwiseAdam(Rule):
     weight_decay : float
         Decoupled, on the touched rows.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For hyperparameters of another type or out of range.
+
     Notes
     -----
     State: slot ``exp_avg``, dim numbers a row, and row slot ``exp_avg_sq``, one.  Rows without a gradient do

@@ -37,6 +37,11 @@ class RMSprop(Rule):
     eps : float
         Added to the root of `v`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For hyperparameters of another type or out of range.
+
     Notes
     -----
     State: slot ``square_avg``, dim numbers a row, and one int32, the last step of the row.  Steps without a

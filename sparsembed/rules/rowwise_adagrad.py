@@ -33,6 +33,11 @@ class RowwiseAdagrad(Rule):
     weight_decay_mode : {"decoupled", "l2"}
         Where the decay enters.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For hyperparameters of another type or out of range.
+
     Notes
     -----
     State: row slot ``sum``, one number a row.  FBGEMM's CPU kernel ignores the decay; here it

@@ -35,15 +35,24 @@ class SGD(Rule):
         In [0, 1]; needs momentum.
     nesterov : bool
         Needs momentum, and no dampening.
-    weight_decay : float
-        L2 decay.
+    weight_decay : float, of L2 decay
+
+    Raises
+    ------
+    TypeError, ValueError
+        For hyperparameters of another type or out of range.
 
     Notes
     -----
-    Keeps no state without momentum and decay.  Momentum keeps the slot ``momentum_buffer``; both keep an
-    int32 a row, its last step.  Rows catch up when they are read and when they are updated: steps without
-    a gradient map (w, b) linearly, by a 2 x 2 matrix that all rows share which missed the same steps.  Of
-    a row at rest only the slower of the two modes is left, one factor per step.
+    Keeps no state without momentum and decay.  Momentum keeps the slot ``momentum_buffer``; both keep an int32 a row,
+    its last step.  Rows catch up when they are read and when they are updated: steps without a gradient map (w, b)
+    linearly, by a 2 x 2 matrix that all rows share which missed the same steps.  Of a row at rest only the slower of
+    the two modes is left, one factor per step.
+
+    References
+    ----------
+    Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013,
+    https://proceedings.mlr.press/v28/sutskever13.html; formula: torch/optim/sgd.py.
 
     Examples
     --------

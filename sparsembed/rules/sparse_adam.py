@@ -31,6 +31,11 @@ class SparseAdam(Rule):
         Added to the root of the uncorrected second moment, so that SparseAdam(eps) steps like
         dense Adam(eps / sqrt(1 - b2**step)).
 
+    Raises
+    ------
+    TypeError, ValueError
+        For hyperparameters of another type or out of range.
+
     Notes
     -----
     State: slots ``exp_avg`` and ``exp_avg_sq``, 2 * dim numbers a row.  The step is the

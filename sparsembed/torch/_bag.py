@@ -123,7 +123,26 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
         return module
 
     def forward(self, input: Any, offsets: Any = None, per_sample_weights: Any = None) -> Any:  # noqa: A002
-        """Pool the rows of each bag; a tensor of shape (num_bags, embedding_dim)."""
+        """Pool the rows of each bag.
+
+        Parameters
+        ----------
+        input : int32 or int64 tensor of shape (num_bags, n), or (n,) with `offsets`
+        offsets : int32 or int64 tensor of shape (num_bags,), or (num_bags + 1,) with `include_last_offset`
+            Where each bag starts, from 0.
+        per_sample_weights : float tensor of the shape of `input`, optional
+            For mode "sum"; differentiable.
+
+        Returns
+        -------
+        tensor of shape (num_bags, embedding_dim)
+            In the dtype of `weight`; zeros for bags without ids.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            For arguments that do not fit.
+        """
         if torch.compiler.is_compiling():
             from ._graph_break import outside
 

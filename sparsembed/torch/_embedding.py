@@ -109,7 +109,22 @@ class Embedding(TableModule, torch.nn.Embedding):
         return cls(num_embeddings, dim, *options, embeddings, freeze, optimizer=optimizer, fused=fused)
 
     def forward(self, input: Any) -> Any:  # noqa: A002  (torch's name)
-        """Look rows up; a tensor of shape ``input.shape + (embedding_dim,)``."""
+        """Look rows up.
+
+        Parameters
+        ----------
+        input : int32 or int64 tensor of any shape
+
+        Returns
+        -------
+        tensor of shape ``input.shape + (embedding_dim,)``
+            In the dtype of `weight`.
+
+        Raises
+        ------
+        TypeError, IndexError
+            For ids of another dtype, or out of range.
+        """
         if torch.compiler.is_compiling():
             from ._graph_break import outside
 

@@ -51,6 +51,13 @@ class Optimizer(torch.optim.Optimizer):
     (None, None)
     >>> round(optimizer.param_groups[0]["lr"], 6), bag.table.step
     (0.01, 1)
+    >>> more = sparsembed.torch.Embedding(5, 4)
+    >>> optimizer.add_param_group({"params": more.parameters(), "lr": 0.5})
+    >>> optimizer.flush()  # nothing to do for Adagrad
+    >>> saved = optimizer.state_dict()
+    >>> optimizer.load_state_dict(saved)
+    >>> [sorted(each) for each in saved["state"].values()], optimizer.param_groups[1]["lr"]
+    ([['step', 'sum'], ['step', 'sum']], 0.5)
     """
 
     def __init__(self, params: Any, rule: Rule) -> None:
@@ -68,6 +75,11 @@ class Optimizer(torch.optim.Optimizer):
         ----------
         param_group : dict
             As for the class.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of the class; no group is added then.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")

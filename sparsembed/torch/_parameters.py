@@ -22,6 +22,11 @@ def table_parameters(model: Any) -> list[Any]:
     list of parameters
         In the order of ``model.parameters()``, each once.
 
+    Raises
+    ------
+    AttributeError
+        If `model` is no module.
+
     Examples
     --------
     >>> import torch, sparsembed as se, sparsembed.torch
@@ -47,6 +52,11 @@ def dense_parameters(model: Any) -> list[Any]:
     -------
     list of parameters
         In the order of ``model.parameters()``, each once.
+
+    Raises
+    ------
+    AttributeError
+        If `model` is no module.
 
     Examples
     --------
