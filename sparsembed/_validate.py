@@ -183,7 +183,8 @@ def gradient(
     array = _real(value, dtype, name)
     dim = dim if dim is not None else (array.shape[-1] if array.ndim else 0)
     if array.shape != (*leading, dim) or dim == 0:
-        expected = f"{name} must have shape {(*leading, dim)}, one row per looked-up vector, got {array.shape}"
+        wanted = f"({', '.join(map(str, (*leading, dim or 'dim')))}){'' if dim else ', with dim at least 1'}"
+        expected = f"{name} must have shape {wanted}, one row per looked-up vector, got {array.shape}"
         hint = _broadcast_hint(leading, array.shape) if array.shape[-1:] == (dim,) else ""
         raise ValueError(expected + hint)
     flat = array.reshape(-1, dim)

@@ -191,7 +191,7 @@ class RowGradient(Exchange):
 
     def norm(self) -> float:
         """Return the Euclidean norm, accumulated in float64."""
-        return math.sqrt(_norms.square(self._values))
+        return _norms.euclidean([self._values])
 
     def __repr__(self) -> str:
         k, dim = self._values.shape
@@ -205,7 +205,7 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
     ----------
     gradients : sequence of RowGradient
     max_norm : float
-        Not negative.
+        Not negative; ``math.inf`` only measures.
     dense : sequence of float arrays
         The caller's dense gradients, which count and are scaled as well.
 
@@ -234,7 +234,8 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
     >>> g.values, w
     (array([[0.6]]), array([0.8]))
     """
-    max_norm = check.real(max_norm, "max_norm", least=0.0)
+    if max_norm != math.inf:
+        max_norm = check.real(max_norm, "max_norm", least=0.0)
     for i, gradient in enumerate(check.several(gradients, "gradients", "RowGradient")):
         if not isinstance(gradient, RowGradient):
             raise TypeError(f"gradients[{i}] must be a RowGradient, got {type(gradient).__name__}")
@@ -246,9 +247,8 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
         if not array.flags.writeable:
             raise ValueError(f"dense[{i}] is read-only, but is scaled in place; pass a copy")
         arrays.append(array)
-    squares = [_norms.square(gradient._values) for gradient in gradients]
-    squares += [_norms.square(np.ascontiguousarray(array).reshape(1, -1)) for array in arrays]
-    norm = math.sqrt(math.fsum(squares))
+    rows = [np.ascontiguousarray(array).reshape(1, -1) for array in arrays]
+    norm = _norms.euclidean([*(gradient._values for gradient in gradients), *rows])
     if not math.isfinite(norm):
         raise ValueError(
             f"the norm of the gradients is {norm}, expected a finite number; look for NaN or infinity before clipping"

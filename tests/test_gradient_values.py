@@ -1,5 +1,6 @@
 """RowGradient as a value: clipping, checks for mixed precision, accumulation, and the forms of other libraries."""
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -152,6 +153,54 @@ def test_values_that_are_shared_with_the_caller(layout, rng):
     se.clip_by_global_norm([apart], 0.1)
     np.testing.assert_array_equal(values, now)
     np.testing.assert_allclose(apart.norm(), 0.1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [-320, -300, -160, -150, 0, 150, 160, 300])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_of_any_magnitude(dtype, exponent, rng):
+    """Squares of float64 leave its range from 1e154 on; the norm is right wherever it is a number."""
+    info = np.finfo(dtype)
+    size = max(min(10.0**exponent, float(info.max) / 1e4), float(info.smallest_subnormal) * 2.0**20)
+    values, other = numbers(rng, (7, 5), dtype) * dtype(size), numbers(rng, (3,), dtype) * dtype(size)
+    gradient = se.RowGradient(np.arange(7), values.copy(), 9)
+    alone, both = (float(np.linalg.norm(np.longdouble(each))) for each in (values, np.append(values, other)))
+    atol = float(info.smallest_subnormal)
+    np.testing.assert_allclose(gradient.norm(), alone, rtol=1e-14, atol=5e-324)
+    norm = se.clip_by_global_norm([gradient], math.inf, dense=[other])
+    np.testing.assert_allclose(norm, both, rtol=1e-14, atol=5e-324)
+    np.testing.assert_array_equal(gradient.values, values)
+    se.clip_by_global_norm([gradient], norm / 4, dense=[other])
+    np.testing.assert_allclose(gradient.values, values / 4, rtol=4 * EPS[np.dtype(dtype)], atol=atol)
+
+
+def test_an_infinite_limit_measures_only(rng):
+    gradient, other = make(rng), numbers(rng, (4,), np.float64)
+    before, dense_before = gradient.values.copy(), other.copy()
+    expected = math.sqrt((before.astype(np.float64) ** 2).sum() + (other**2).sum())
+    for limit in (math.inf, np.float64("inf")):
+        np.testing.assert_allclose(se.clip_by_global_norm([gradient], limit, dense=[other]), expected, rtol=1e-12)
+    np.testing.assert_array_equal(gradient.values, before)
+    np.testing.assert_array_equal(other, dense_before)
+    for limit in (math.nan, -math.inf, -1.0):
+        with pytest.raises(ValueError, match="max_norm must be finite"):
+            se.clip_by_global_norm([gradient], limit)
+
+
+@pytest.mark.parametrize(("bad", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "inf")])
+def test_a_norm_that_is_no_number_is_refused(bad, shown, rng):
+    gradient, other = make(rng, dtype=np.float64), np.array([1.0, bad])
+    for limit in (1.0, math.inf):
+        with pytest.raises(ValueError, match=f"the norm of the gradients is {shown}"):
+            se.clip_by_global_norm([gradient], limit, dense=[other])
+    huge = se.RowGradient([0, 1], np.full((2, 40), np.finfo(np.float64).max), 2)
+    assert huge.norm() == math.inf  # which no float64 can hold
+    assert se.RowGradient([0], np.array([[1e308, 1e308]]), 2).norm() == pytest.approx(math.sqrt(2) * 1e308)
+    assert se.coalesce([], np.zeros((0, 3)), 5).norm() == 0
+
+
+def test_values_without_columns():
+    with pytest.raises(ValueError, match=r"values must have shape \(1, dim\), with dim at least 1, .*got \(1, 0\)"):
+        se.RowGradient([1], np.zeros((1, 0)), 3)
 
 
 # ---------------------------------------------------------------------- other libraries' forms

@@ -102,6 +102,8 @@ def test_per_sample_weights(trained, padding_idx, include_last_offset, ints, off
     options = {"mode": "sum", "padding_idx": padding_idx, "include_last_offset": include_last_offset}
     modules = pair("EmbeddingBag", V, D, dtype=dtype, **options)
     arguments = lookup_of(ints, offset_ints, include_last_offset)
+    if trained == (False, True) and torch.__version__ < "2.5":
+        pytest.skip("torch 2.4 fails where the weight is frozen: isDifferentiableType(variable.scalar_type())")
     outputs, factors = [], []
     for module in modules:
         module.requires_grad_(trained[0])
@@ -304,7 +306,6 @@ MISTAKES = [
     (lambda: bag()(ones(3, 4), torch.arange(3)), ValueError, "offsets must be None"),
     (lambda: bag()(ones(12), ones(1, 1)), ValueError, "offsets must have one dimension"),
     (lambda: bag()(ones(12), torch.tensor([1, 2])), ValueError, "offsets must start at 0"),
-    (lambda: bag()(ones(12), torch.tensor([0, 100])), ValueError, "offsets must not decrease"),
     (lambda: bag()(ones(12), torch.tensor([0, 5, 3])), ValueError, "offsets must not decrease"),
     (lambda: bag()(ones(12), torch.tensor([0.0])), TypeError, "offsets must be int32 or int64"),
     (lambda: bag()(ones(12), [0]), TypeError, "offsets must be a torch.Tensor"),
@@ -313,8 +314,16 @@ MISTAKES = [
     (lambda: bag()(ones(2, 2), None, ones(2, 2)), TypeError, "must be a tensor of floats, got torch.int64"),
     (lambda: bag("mean")(ones(2, 2), None, torch.ones(2, 2)), NotImplementedError, "mode='sum' only"),
     (lambda: bag("max")(ones(2, 2), None, torch.ones(2, 2)), NotImplementedError, "mode='sum' only"),
-    (lambda: bag()(torch.tensor([[-1, 1]])), IndexError, r"bags.ids\[0\] is -1"),
-    (lambda: bag("max")(torch.tensor([[8, 11]], dtype=torch.int32)), IndexError, r"bags.ids\[1\] is 11"),
+    (lambda: bag()(torch.tensor([[-1, 1]])), IndexError, r"^input\[0, 0\] is -1"),
+    (lambda: bag("max")(torch.tensor([[8, 11]], dtype=torch.int32)), IndexError, r"^input\[0, 1\] is 11"),
+    (
+        lambda: bag()(ones(2), torch.tensor([0, 5])),
+        ValueError,
+        r"^offsets\[1\] is 5, expected at most 2, the ids in inp",
+    ),
+    (lambda: bag()(ones(2), ones(0)), ValueError, "offsets is empty, but input has 2 ids"),
+    (lambda: bag()(ones(2), torch.tensor([0.0])), TypeError, "offsets must be int32 or int64, got torch.float32"),
+    (lambda: bag()(torch.ones(2), torch.tensor([0])), TypeError, "input must be int32 or int64, got torch.float32"),
     (
         lambda: bag()(torch.nested.nested_tensor([ones(2), ones(3)], layout=torch.jagged)),
         TypeError,

@@ -236,6 +236,7 @@ MISTAKES = [
     ({"num_embeddings": 10, "_weight": torch.ones(10, 4, device="meta")}, TypeError, "weight is on meta"),
     ({"num_embeddings": 10, "max_norm": -1.0}, ValueError, "max_norm must be above zero"),
     ({"num_embeddings": 10, "max_norm": 1.0, "norm_type": 0.0}, ValueError, "norm_type must be above zero"),
+    ({"num_embeddings": 10, "max_norm": 1.0, "norm_type": "2"}, TypeError, "norm_type must be a number, got str"),
     ({"num_embeddings": 10, "scale_grad_by_freq": 2}, TypeError, "scale_grad_by_freq must be True or False"),
 ]
 
@@ -259,10 +260,12 @@ def test_default_device_and_dtype():
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        (torch.tensor([1, V]), IndexError, rf"ids\[1\] is {V}"),
-        (torch.tensor([[1, -1]]), IndexError, r"ids\[0, 1\] is -1"),
-        (torch.tensor([1.0]), TypeError, "must be int32 or int64, got float32"),
-        (torch.tensor([1], dtype=torch.int16), TypeError, "must be int32 or int64, got int16"),
+        (torch.tensor([1, V]), IndexError, rf"^input\[1\] is {V}"),
+        (torch.tensor([[1, -1]]), IndexError, r"^input\[0, 1\] is -1"),
+        (torch.tensor(V), IndexError, rf"^input\[\(\)\] is {V}"),
+        (torch.tensor([1.0]), TypeError, "input must be int32 or int64, got torch.float32"),
+        (torch.tensor([1], dtype=torch.int16), TypeError, "input must be int32 or int64, got torch.int16"),
+        (torch.eye(2, dtype=torch.int64).to_sparse(), TypeError, "input must be a dense tensor, got torch.sparse_coo"),
         ([1, 2], TypeError, "input must be a torch.Tensor of int32 or int64 ids, got list"),
         (np.array([1]), TypeError, "input must be a torch.Tensor"),
         (torch.tensor([1], device="meta"), TypeError, "input is on meta, expected host memory"),
@@ -272,3 +275,23 @@ def test_default_device_and_dtype():
 def test_what_forward_refuses(ids, error, message):
     with pytest.raises(error, match=message):
         st.Embedding(V, D)(ids)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors.*")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_input_is_refused(layout):
+    ids = torch.nested.nested_tensor([torch.tensor([1, 2]), torch.tensor([3])], layout=layout)
+    with pytest.raises(TypeError, match=r"input is a nested tensor.*input.values\(\)"):
+        st.Embedding(V, D)(ids)
+
+
+def test_a_weight_that_is_no_tensor():
+    weight = np.ones((3, 2), np.float32)
+    for make in (
+        lambda: st.Embedding(3, 2, _weight=weight),
+        lambda: st.EmbeddingBag(3, 2, _weight=weight),
+        lambda: st.Embedding.from_pretrained(weight),
+        lambda: st.EmbeddingBag.from_pretrained(weight),
+    ):
+        with pytest.raises(TypeError, match=r"(_weight|embeddings) must be a torch.Tensor, got ndarray.*from_numpy"):
+            make()

@@ -136,7 +136,7 @@ def test_load_state_dict_restarts_the_history_and_keeps_the_state():
 def test_weight_may_be_replaced(how):
     module, weight = train(fused("EmbeddingBag", RULES[0])), torch.randn(V, D)
     if how == "weight =":
-        module.weight = torch.nn.Parameter(weight, requires_grad=False)
+        module.weight = torch.nn.Parameter(weight)
     elif how == "weight.data =":
         module.weight.data = weight
     elif how == "parameter.data =":
@@ -359,8 +359,44 @@ def test_modules_that_share_a_weight_share_a_table():
     other = copy.deepcopy(model)
     assert other[0].weight is other[1].weight
     assert other[0].table is other[1].table
-    with pytest.raises(ValueError, match="must agree"):
-        st.Embedding(V, D, padding_idx=1).load_state_dict({"weight": parameter}, assign=True)
+    apart = st.Embedding(V, D, padding_idx=1)
+    with pytest.raises(RuntimeError, match="must agree"):
+        apart.load_state_dict({"weight": parameter}, assign=True)
+    in_step(apart)
+    assert apart.weight is not parameter
+
+
+UNUSABLE = {
+    "half": (torch.ones(V, D, dtype=torch.float16), "must be torch.float32 or torch.float64, got torch.float16"),
+    "meta": (torch.ones(V, D, device="meta"), "expected host memory"),
+    "expanded": (torch.ones(1, D).expand(V, D), "uses some memory for two elements"),
+}
+
+
+@pytest.mark.parametrize("how", ["load_state_dict(assign=True)", "weight ="])
+@pytest.mark.parametrize("mine", [{}, {"fused": True, "optimizer": RULES[1]}], ids=["unfused", "fused"])
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_a_weight_that_no_table_can_lie_in_is_refused_and_the_old_one_kept(case, mine, how):
+    weight, message = UNUSABLE[case]
+    module = MODULES["Embedding"](**mine)
+    before, parameter = module.weight.detach().clone(), module.weight
+    if how == "weight =":
+        with pytest.raises((TypeError, ValueError), match=message):
+            module.weight = torch.nn.Parameter(weight)
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            module.load_state_dict({"weight": weight}, assign=True)
+    assert module.weight is parameter
+    assert torch.equal(module.weight, before)
+    in_step(module)
+    train(module, 1)
+
+
+def test_a_fused_table_keeps_its_shape():
+    module = fused()
+    with pytest.raises(ValueError, match=r"must keep its shape \(20, 4\), got \(21, 4\)"):
+        module.weight = torch.nn.Parameter(torch.ones(V + 1, D))
+    same(module, copy.deepcopy(module))
 
 
 def test_a_weight_that_is_no_parameter_is_refused():

@@ -100,6 +100,16 @@ def test_clipping_can_only_measure_and_takes_a_gradient_once():
 def test_fused_modules_that_share_a_weight_share_its_optimizer():
     one = st.Embedding(4, 2, optimizer=se.SGD(lr=1.0), fused=True)
     other = st.Embedding(4, 2, optimizer=se.Adagrad(lr=0.1), fused=True)
-    other.weight = one.weight
     with pytest.raises(ValueError, match="one optimizer"):
-        other(torch.tensor([1]))
+        other.weight = one.weight
+    other(torch.tensor([1])).sum().backward()
+    assert (one.table.step, other.table.step) == (0, 1)
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+def test_foreach_is_accepted_as_by_torch(foreach):
+    module = st.Embedding(5, 1)
+    (3 * module(torch.tensor([1])).sum()).backward()
+    assert float(st.clip_grad_norm_(module.weight, 1.0, foreach=foreach)) == 3
+    with pytest.raises(TypeError, match="foreach must be True, False or None, got 'yes'"):
+        st.clip_grad_norm_(module.weight, 1.0, foreach="yes")

@@ -1,15 +1,18 @@
 """Lookups and pooling as autograd functions: sparse gradients for an optimizer, or a step at the end of backward."""
 
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from ..bags import Bags
 from ..gradient import RowGradient
-from ._table import ParameterTable, stepped
+from ._limited import version
+from ._table import ParameterTable
+from ._untraced import untraced
 
-# Ids need no gradient, and neither do the weights of a fused table: this leaf does, so that backward comes.
+# Ids need no gradient, and the weight of a fused table gets none: this leaf does, so that backward comes.
 ANCHOR = torch.zeros((), requires_grad=True)
 
 
@@ -17,37 +20,40 @@ class Lookup(torch.autograd.Function):
     """Rows of a table."""
 
     @staticmethod
-    def forward(ctx: Any, leaf: Any, ids: Any, weight: Any, table: ParameterTable) -> Any:
-        ctx.weight, ctx.table = weight, table
+    def forward(ctx: Any, leaf: Any, ids: Any, source: tuple[Any, ParameterTable]) -> Any:
+        ctx.weight, ctx.table = source  # in a tuple, where autograd looks for no gradient of the weight itself
         ctx.save_for_backward(ids)
-        return table.lookup(ids)
+        return ctx.table.read(ids)
 
     @staticmethod
     @once_differentiable
+    @untraced
     def backward(ctx: Any, grad_out: Any) -> Any:
         (ids,) = ctx.saved_tensors
         if ctx.table.fused:
             collect(ctx.table, ctx.weight, ids, grad_out, None)
-            return None, None, None, None
+            return None, None, None
         renew_gradient(ctx.weight)
-        return ctx.table.gradient(ids, grad_out).to_torch(), None, None, None
+        return ctx.table.gradient(ids, grad_out).to_torch(), None, None
 
 
 class Pool(torch.autograd.Function):
     """Pooled rows of a table."""
 
     @staticmethod
-    def forward(ctx: Any, leaf: Any, factors: Any, ids: Any, bags: Bags, mode: str, weight: Any, table: Any) -> Any:
-        ctx.weight, ctx.table, ctx.bags, ctx.mode, ctx.version = weight, table, bags, mode, weight._version
+    def forward(ctx: Any, leaf: Any, factors: Any, ids: Any, bags: Bags, mode: str, source: tuple[Any, Any]) -> Any:
+        weight, table = source
+        ctx.weight, ctx.table, ctx.bags, ctx.mode, ctx.version = weight, table, bags, mode, version(weight)
         ctx.save_for_backward(ids, factors)
-        return table.pool(bags, mode)
+        return table.read_pooled(bags, mode)
 
     @staticmethod
     @once_differentiable
+    @untraced
     def backward(ctx: Any, grad_out: Any) -> Any:
         _ = ctx.saved_tensors  # raises if they were changed in place
         table, bags, mode = ctx.table, ctx.bags, ctx.mode
-        if (ctx.needs_input_grad[1] or mode == "max") and ctx.weight._version != ctx.version:
+        if (ctx.needs_input_grad[1] or mode == "max") and version(ctx.weight) != ctx.version:
             raise RuntimeError(
                 "rows of the table were changed by an inplace operation (such as an optimizer step) between forward "
                 'and backward, which need the same rows for per_sample_weights and for mode="max"'
@@ -55,12 +61,12 @@ class Pool(torch.autograd.Function):
         gradient = factors = None
         if ctx.needs_input_grad[1]:
             factors = table.weights_gradient(bags, grad_out)
-        if table.fused:
+        if ctx.needs_input_grad[0] and table.fused:
             collect(table, ctx.weight, bags, grad_out, mode)
         elif ctx.needs_input_grad[0]:
             renew_gradient(ctx.weight)
             gradient = table.pooled_gradient(bags, grad_out, mode).to_torch()
-        return gradient, factors, None, None, None, None, None
+        return gradient, factors, None, None, None, None
 
 
 class Step:
@@ -70,11 +76,12 @@ class Step:
         self.table, self.weight = table, weight
         self.parts: list[tuple[Any, Any, str | None]] = []
 
-    def finish(self) -> None:
+    def take(self) -> None:
         """Take one step with all of it."""
         lookups, grads, modes = map(list, zip(*self.parts, strict=True))
         mode = modes[0]
         table = self.table
+        table.settle(self.weight)
         if len({*modes}) > 1 or (len(lookups) > 1 and table.scale_grad_by_freq):
             # Of modules that share a weight; or torch counts the ids of each lookup by itself.
             each = [table.pooled_gradient(a, g, m) if m else table.gradient(a, g) for a, g, m in self.parts]
@@ -83,19 +90,37 @@ class Step:
             table.update(lookups, grads)
         else:
             table.update_pooled(lookups, grads, mode)
-        stepped(self.weight)
+        table.wrote(self.weight)
+
+
+class Pass:
+    """The steps of one backward pass."""
+
+    def __init__(self) -> None:
+        self.steps: dict[ParameterTable, Step] = {}
+
+    @untraced
+    def finish(self) -> None:
+        """Take them all, or none where one of them cannot be taken."""
+        for each in self.steps.values():
+            each.table.ready(each.table._optimizer)
+        for each in self.steps.values():
+            each.take()
+
+
+# By number of the pass.  Only the engine's callback keeps one alive: what a pass that raised has collected is gone
+# with it.
+PASSES: WeakValueDictionary[int, Pass] = WeakValueDictionary()
 
 
 def collect(table: ParameterTable, weight: Any, lookup: Any, grad_out: Any, mode: str | None) -> None:
-    """Note a gradient for the step at the end of this backward pass.
-
-    Only the engine's callback keeps a `Step` alive: what a pass that raised has collected is gone with it.
-    """
+    """Note a gradient for the step at the end of this backward pass."""
     task = torch._C._current_graph_task_id()
-    step = table.pending.get(task)
-    if step is None:
-        step = table.pending[task] = Step(table, weight)
-        torch.autograd.Variable._execution_engine.queue_callback(step.finish)
+    found = PASSES.get(task)
+    if found is None:
+        found = PASSES[task] = Pass()
+        torch.autograd.Variable._execution_engine.queue_callback(found.finish)
+    step = found.steps.setdefault(table, Step(table, weight))
     step.parts.append((lookup, grad_out, mode))
 
 
@@ -107,6 +132,7 @@ def renew_gradient(parameter: Any) -> None:
         parameter.grad = torch.sparse_coo_tensor(rows, values, grad.shape, check_invariants=False)
 
 
+@untraced
 def merge_gradient(parameter: Any) -> None:
     """Keep the gradient that accumulates in a parameter no larger than the rows it touches."""
     grad = parameter.grad
@@ -117,3 +143,13 @@ def merge_gradient(parameter: Any) -> None:
         grad._coalesced_(True)
     else:
         parameter.grad = RowGradient.from_torch(grad).to_torch()
+
+
+@untraced
+def refuse_gradient(parameter: Any) -> None:
+    """Refuse the gradient of another user of a fused weight: its steps would leave that out."""
+    parameter.grad = None
+    raise RuntimeError(
+        "the weight of a fused table got a gradient from something other than its lookups, such as a layer that "
+        "shares it, which a fused step cannot apply; detach it there, or make the module without fused=True"
+    )

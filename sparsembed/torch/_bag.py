@@ -11,6 +11,7 @@ from ..rules import Rule
 from . import _check
 from ._autograd import Pool
 from ._module import TableModule, new_weight
+from ._untraced import untraced
 
 MODES = ("sum", "mean", "max")
 
@@ -74,6 +75,8 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
             raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
         if mode == "max" and scale_grad_by_freq:
             raise ValueError("mode='max' does not scale gradients by frequency; leave out scale_grad_by_freq")
+        if _weight is not None:
+            _check.matrix(_weight, "_weight")
         weight = new_weight(num_embeddings, embedding_dim, device, dtype) if _weight is None else _weight
         options = (max_norm, norm_type, scale_grad_by_freq, mode, True, weight, include_last_offset, padding_idx)
         super().__init__(num_embeddings, embedding_dim, *options)
@@ -112,8 +115,7 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
         >>> bag(torch.tensor([[1, 2]]))
         tensor([[0.0000, 0.5000, 0.5000]])
         """
-        if embeddings.dim() != 2:
-            raise AssertionError(f"embeddings must be 2-dimensional, got {embeddings.dim()} dimensions")
+        _check.matrix(embeddings, "embeddings")
         _check.mode_of_training(optimizer, fused, freeze)
         num_embeddings, dim = embeddings.shape
         options = (max_norm, norm_type, scale_grad_by_freq, mode, sparse, embeddings, include_last_offset, padding_idx)
@@ -143,23 +145,24 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
         TypeError, ValueError, IndexError
             For arguments that do not fit.
         """
-        if torch.compiler.is_compiling():
-            from ._graph_break import outside
-
-            return outside(self._forward, input, offsets, per_sample_weights)
         return self._forward(input, offsets, per_sample_weights)
 
+    @untraced
     def _forward(self, ids: Any, offsets: Any, factors: Any) -> Any:
         _check.ids(ids)
         weight, table = self._current()
         if factors is not None:
             factors = self._checked(ids, factors, weight.dtype)
-        ids, ends = self._ends(ids, offsets)
-        bags = Bags(ids, ends, factors)
+        flat, ends = self._ends(ids, offsets)
+        bags = Bags(flat, ends, factors)
         leaf = self._leaf(weight, table)
-        if leaf is None and not (factors is not None and factors.requires_grad and torch.is_grad_enabled()):
-            return table.pool(bags, self.mode)
-        return Pool.apply(leaf, factors, ids, bags, self.mode, weight, table)
+        try:
+            if leaf is None and not (factors is not None and factors.requires_grad and torch.is_grad_enabled()):
+                return table.read_pooled(bags, self.mode)
+            return Pool.apply(leaf, factors, flat, bags, self.mode, (weight, table))
+        except IndexError:
+            _check.outside(ids, table.num_rows)
+            raise
 
     def _checked(self, ids: Any, factors: Any, dtype: Any) -> Any:
         """Check per-sample weights; returns them flat and in the dtype of the table, differentiably."""
@@ -178,10 +181,6 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
 
     def _ends(self, ids: Any, offsets: Any) -> tuple[Any, Any]:
         """Return flat ids, and offsets with the end of the last bag."""
-        if ids.is_nested:
-            raise TypeError(
-                "input is a nested tensor; pass input.values() and input.offsets(), include_last_offset=True"
-            )
         if ids.dim() == 2:
             if offsets is not None:
                 raise ValueError("offsets must be None for an input of shape (num_bags, ids in each)")
@@ -194,7 +193,14 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
         if offsets.dim() != 1:
             raise ValueError(f"offsets must have one dimension, got {offsets.dim()}")
         starts = as_array(offsets, "offsets")
-        return ids, starts if self.include_last_offset else np.append(starts, starts.dtype.type(len(ids)))
+        if self.include_last_offset:
+            return ids, starts
+        if len(starts) == 0 and len(ids):
+            raise ValueError(f"offsets is empty, but input has {len(ids)} ids; the first bag starts at 0")
+        if len(starts) and starts[-1] > len(ids):
+            at = len(starts) - 1
+            raise ValueError(f"offsets[{at}] is {starts[at]}, expected at most {len(ids)}, the ids in input")
+        return ids, np.append(starts, starts.dtype.type(len(ids)))
 
     def extra_repr(self) -> str:
         """Describe the module in `repr`."""

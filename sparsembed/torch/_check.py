@@ -1,12 +1,14 @@
-"""Checks and messages of what only torch has: devices, dtypes, and options that exclude each other."""
+"""Checks and messages of what only torch has: devices, dtypes, layouts, and options that exclude each other."""
 
 from typing import Any
 
 import torch
 
+from .. import _validate as check
 from ..rules import Rule
 
 DTYPES = (torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
 
 
 def place(device: Any, name: str) -> None:
@@ -24,11 +26,37 @@ def dtype(value: Any, name: str) -> None:
         raise TypeError(f"{name} must be torch.float32 or torch.float64, got {value}")
 
 
+def matrix(value: Any, name: str) -> None:
+    """Refuse what is no tensor of two dimensions, such as a NumPy array."""
+    if not isinstance(value, torch.Tensor):
+        got = type(value).__name__
+        raise TypeError(f"{name} must be a torch.Tensor, got {got}; make one with torch.from_numpy or torch.tensor")
+    if value.dim() != 2:
+        raise AssertionError(f"{name} must be 2-dimensional, got {value.dim()} dimensions")
+
+
 def ids(value: Any, name: str = "input") -> None:
-    """Refuse what is not a tensor of ids in host memory; dtype and range are checked where they are used."""
+    """Refuse what is not a tensor of ids in host memory; their range is checked where they are used."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of int32 or int64 ids, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(
+            f"{name} is a nested tensor, expected a plain one; look up {name}.values(), in an EmbeddingBag with "
+            f"{name}.offsets() and include_last_offset=True"
+        )
     place(value.device, name)
+    if value.dtype not in INTEGERS:
+        raise TypeError(f"{name} must be int32 or int64, got {value.dtype}; convert with .long()")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {value.layout}")
+
+
+def outside(value: Any, num_rows: int) -> None:
+    """Name the first id out of range by its place in a module's input."""
+    try:
+        check.in_range(value.detach().numpy().reshape(-1), num_rows, "input", tuple(value.shape))
+    except IndexError as error:
+        raise IndexError(str(error)) from None
 
 
 def mode_of_training(rule: Any, fused: Any, frozen: bool) -> None:

@@ -8,6 +8,7 @@ from ..rules import Rule
 from . import _check
 from ._autograd import Lookup
 from ._module import TableModule, new_weight
+from ._untraced import untraced
 
 
 class Embedding(TableModule, torch.nn.Embedding):
@@ -66,6 +67,8 @@ class Embedding(TableModule, torch.nn.Embedding):
         fused: bool = False,
     ) -> None:
         _check.mode_of_training(optimizer, fused, _freeze)
+        if _weight is not None:
+            _check.matrix(_weight, "_weight")
         weight = new_weight(num_embeddings, embedding_dim, device, dtype) if _weight is None else _weight
         options = (padding_idx, max_norm, norm_type, scale_grad_by_freq)
         super().__init__(num_embeddings, embedding_dim, *options, True, weight, _freeze)
@@ -102,8 +105,7 @@ class Embedding(TableModule, torch.nn.Embedding):
         >>> embedding(torch.tensor(1))
         tensor([0., 1., 0.])
         """
-        if embeddings.dim() != 2:
-            raise AssertionError(f"embeddings must be 2-dimensional, got {embeddings.dim()} dimensions")
+        _check.matrix(embeddings, "embeddings")
         options = (padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
         num_embeddings, dim = embeddings.shape
         return cls(num_embeddings, dim, *options, embeddings, freeze, optimizer=optimizer, fused=fused)
@@ -125,17 +127,18 @@ class Embedding(TableModule, torch.nn.Embedding):
         TypeError, IndexError
             For ids of another dtype, or out of range.
         """
-        if torch.compiler.is_compiling():
-            from ._graph_break import outside
-
-            return outside(self._forward, input)
         return self._forward(input)
 
+    @untraced
     def _forward(self, ids: Any) -> Any:
         _check.ids(ids)
         weight, table = self._current()
         leaf = self._leaf(weight, table)
-        return table.lookup(ids) if leaf is None else Lookup.apply(leaf, ids, weight, table)
+        try:
+            return table.read(ids) if leaf is None else Lookup.apply(leaf, ids, (weight, table))
+        except IndexError:
+            _check.outside(ids, table.num_rows)
+            raise
 
     def extra_repr(self) -> str:
         """Describe the module in `repr`."""

@@ -11,14 +11,14 @@ from .._options import Options
 from ..rules import Rule
 from ..table import EmbeddingTable
 from . import _check
-from ._autograd import ANCHOR, merge_gradient
-from ._table import ParameterTable, stepped, table_of
+from ._autograd import ANCHOR, merge_gradient, refuse_gradient
+from ._table import _TABLES, ParameterTable, memory_of, table_of
 
 
 def new_weight(num_embeddings: Any, embedding_dim: Any, device: Any, dtype: Any) -> Any:
     """Return an uninitialised weight on a cache line; NumPy asks for huge pages, which torch does not."""
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    _check.place(torch.get_default_device() if device is None else device, "device")
+    _check.place(torch.empty(0).device if device is None else device, "device")  # which a context may set
     _check.dtype(dtype, "dtype")
     shape = (check.count(num_embeddings, "num_embeddings"), check.count(embedding_dim, "embedding_dim"))
     array = _memory.empty(shape, "float32" if dtype == torch.float32 else "float64")
@@ -46,15 +46,15 @@ class TableModule(torch.nn.Module):
         if fresh:
             self.reset_parameters()
         weight = self._parameters["weight"]
-        if fused:
-            weight.requires_grad_(False)
         self._bound = (weight, self._new_table(weight, rule))
 
     def _new_table(self, weight: Any, rule: Rule | None) -> ParameterTable:
-        return ParameterTable(weight, rule, self.fused, self._options())
+        table = ParameterTable(weight, rule, self.fused, self._options())
+        table.users.add(self)
+        return table
 
     def _options(self) -> Options:
-        return Options(self.padding_idx, self.max_norm, float(self.norm_type), self.scale_grad_by_freq)
+        return Options(self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq)
 
     def _current(self) -> tuple[Any, ParameterTable]:
         """Return the weight and its table, which lie in the same memory."""
@@ -62,7 +62,39 @@ class TableModule(torch.nn.Module):
         bound, table = self._bound
         if weight is not bound or weight is None or weight.data_ptr() != table.address:
             table = self._bind(weight)
+        if table._limit is not None:
+            table.notice(weight)
         return weight, table
+
+    def _check_weight(self, weight: Any) -> None:
+        """Refuse a weight that this module could not use in place of the one it has."""
+        before = self._bound[1]
+        its = _TABLES.get(weight)
+        if its is not None:
+            self._check_shared(its)
+            return
+        array = memory_of(weight)
+        if self.fused and array.shape != before._weight.shape:
+            raise ValueError(f"weight must keep its shape {before._weight.shape}, got {array.shape}; make a new module")
+        self._options().checked(len(array), before._optimizer if self.fused else None, array.dtype)
+
+    def _check_shared(self, table: ParameterTable) -> None:
+        """Refuse the table of another module that does not work as this one does."""
+        mine, its = (self._options(), self.fused), (table._options, table.fused)
+        if mine != its:
+            raise ValueError(f"modules that share a weight must agree in options and in fused, got {mine} and {its}")
+        before = self._bound[1]
+        if self.fused and before is not None and before.optimizer != table.optimizer:
+            raise ValueError(
+                "fused modules that share a weight must have one optimizer, got "
+                f"{before.optimizer} and {table.optimizer}"
+            )
+
+    def register_parameter(self, name: str, param: Any) -> None:
+        """Install a parameter, as ``module.weight = ...`` and ``load_state_dict(assign=True)`` do."""
+        if name == "weight" and param is not None and "_bound" in self.__dict__ and self._bound[1] is not None:
+            self._check_weight(param)
+        super().register_parameter(name, param)
 
     def _bind(self, weight: Any) -> ParameterTable:
         """Find or make the table of a weight that is new, or whose memory is."""
@@ -77,38 +109,26 @@ class TableModule(torch.nn.Module):
             table.adopt(weight)
         elif table is None:
             table = self._new_table(weight, None)
-        mine, its = (self._options(), self.fused), (table._options, table.fused)
-        if mine != its:
-            raise ValueError(f"modules that share a weight must agree in options and in fused, got {mine} and {its}")
-        before = self._bound[1]
-        if self.fused and before is not None and before.optimizer != table.optimizer:
-            raise ValueError(
-                "fused modules that share a weight must have one optimizer, got "
-                f"{before.optimizer} and {table.optimizer}"
-            )
+        self._check_shared(table)
+        table.users.add(self)
         self._bound = (weight, table)
         return table
 
     def _leaf(self, weight: Any, table: ParameterTable) -> Any:
         """Return what makes autograd come back for a gradient, or None if nothing is to be recorded."""
-        if self.fused:
-            if weight.requires_grad:
-                raise RuntimeError(
-                    "the weight of a fused table is trained in backward and must not require a gradient; undo "
-                    "weight.requires_grad_(), or make the module without fused=True"
-                )
-            return ANCHOR if torch.is_grad_enabled() else None
         if not (weight.requires_grad and torch.is_grad_enabled()):
             return None
         if not table.hooked and weight.is_leaf:
-            weight.register_post_accumulate_grad_hook(merge_gradient)
+            weight.register_post_accumulate_grad_hook(refuse_gradient if self.fused else merge_gradient)
             table.hooked = True
-        return weight
+        return ANCHOR if self.fused else weight
 
     @property
     def table(self) -> EmbeddingTable:
         """The `sparsembed.EmbeddingTable` in the memory of `weight`, with the optimizer's state."""
-        return self._current()[1]
+        weight, table = self._current()
+        table.settle(weight)
+        return table
 
     @property
     def optimizer(self) -> Rule | None:
@@ -124,7 +144,9 @@ class TableModule(torch.nn.Module):
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
         if name == "weight" and self.__dict__.get("_bound", (None,))[0] is value:
-            self._current()[1].flush()
+            table = self._current()[1]
+            table.flush()
+            table.suspect()
         return value
 
     def reset_parameters(self) -> None:
@@ -132,8 +154,7 @@ class TableModule(torch.nn.Module):
         super().reset_parameters()
         if self._bound[1] is not None:
             weight, table = self._current()
-            table.settle()
-            stepped(weight)
+            table.settle(weight)
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
         weight, table = self._current()
@@ -153,8 +174,7 @@ class TableModule(torch.nn.Module):
         self._current()[1].flush()
         super()._load_from_state_dict(*arguments)
         weight, table = self._current()
-        table.settle()
-        stepped(weight)
+        table.settle(weight)
 
     def __getstate__(self) -> dict[str, Any]:
         _, table = self._current()
@@ -170,4 +190,4 @@ class TableModule(torch.nn.Module):
         super().__setstate__(state)
         table = self._bind(self._parameters["weight"])
         if rule is not None and table.optimizer is None:
-            table.attach(rule, saved, table.owner)
+            table.attach(rule, table.checked(rule, saved), table.owner)

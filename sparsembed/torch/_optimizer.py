@@ -2,20 +2,20 @@
 
 import weakref
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..gradient import RowGradient
 from ..rules import Rule
-from ._table import ParameterTable, stepped, table_of
+from . import _groups
+from ._saving import SavedOptimizer
+from ._table import ParameterTable, trainable
+from ._untraced import untraced
 
-# Keys of a group that are no hyperparameters: torch's own, and what its schedulers note.
-_ADDED = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 
-
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(SavedOptimizer):
     """Train tables by a rule: one engine step per table and `step`.
 
     Parameters
@@ -60,13 +60,23 @@ class Optimizer(torch.optim.Optimizer):
     ([['step', 'sum'], ['step', 'sum']], 0.5)
     """
 
+    _waiting: list[Any] | None = None  # what the constructor attaches once it can refuse nothing any more
+
     def __init__(self, params: Any, rule: Rule) -> None:
         if not isinstance(rule, Rule):
             raise TypeError(f"rule must be a sparsembed rule such as se.SparseAdam(lr=1e-3), got {rule!r}")
         self._rule = rule
         self._rules: list[Rule] = []  # one for each group
         self._shown: list[dict[str, Any]] = []  # hyperparameters of each group when its rule was made
-        super().__init__(params, _shown(rule))
+        waiting: list[Any] = []
+        self._waiting = waiting
+        super().__init__(params, _groups.shown(rule))
+        del self._waiting
+        self._attach(waiting)
+
+    def _attach(self, work: list[tuple[ParameterTable, Rule, dict[str, Any]]]) -> None:
+        for table, rule, state in work:
+            table.attach(rule, state, weakref.ref(self))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, whose tables start fresh.
@@ -79,7 +89,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises
         ------
         TypeError, ValueError
-            As of the class; no group is added then.
+            As for the class; nothing changes then.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
@@ -87,22 +97,26 @@ class Optimizer(torch.optim.Optimizer):
         rule = group.pop("rule", self._rule)
         if not isinstance(rule, Rule):
             raise TypeError(f"the rule of a group must be a sparsembed rule, got {rule!r}")
-        rule = _changed(rule, group)
-        group |= _shown(rule)
+        for name in _groups.foreign(rule, group):
+            del group[name]
+        rule = _groups.changed(rule, group)
+        group |= _groups.shown(rule)
         super().add_param_group(group)
         try:
-            tables = [_trainable(each, i) for i, each in enumerate(group["params"])]
-            for parameter, table in zip(group["params"], tables, strict=True):
-                table.attach(rule, self.state.pop(parameter, {}), weakref.ref(self))
+            tables = [trainable(each, i) for i, each in enumerate(group["params"])]
+            work = [(table, rule, table.checked(rule, {})) for table in tables]
         except BaseException:
             self.param_groups.pop()
             raise
-        for name in self.defaults.keys() - _names(rule) - _ADDED:
+        for name in self.defaults.keys() - _groups.names(rule) - _groups.ADDED:
             group.pop(name, None)
         self._rules.append(rule)
-        self._shown.append(_shown(rule))
+        self._shown.append(_groups.shown(rule))
+        if self._waiting is None:
+            self._attach(work)
+        else:
+            self._waiting += work
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step on every table that has a gradient.
 
@@ -118,8 +132,16 @@ class Optimizer(torch.optim.Optimizer):
         Raises
         ------
         RuntimeError
-            If a gradient is dense, as that of a weight that another layer uses, too.
+            If a gradient is dense, as that of a weight that another layer uses, too; or if the weight of a module was
+            replaced since.
+        TypeError, ValueError
+            If `param_groups` were given what the rule does not have or take.  No table has stepped then.
         """
+        return self._step(closure)
+
+    @untraced
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -128,6 +150,12 @@ class Optimizer(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             rule = self._refreshed(index, group)
             for parameter in group["params"]:
+                table = self._table(parameter, rule)
+                if table.is_left(parameter):
+                    raise RuntimeError(
+                        f"a weight in param_groups[{index}] is no longer that of its module, which got another by "
+                        "load_state_dict(assign=True) or module.weight = ...; make a new Optimizer after that"
+                    )
                 if (grad := parameter.grad) is None:
                     continue
                 if not grad.is_sparse:
@@ -135,12 +163,14 @@ class Optimizer(torch.optim.Optimizer):
                         "a table got a dense gradient: another layer uses its weight, too; give this parameter to a "
                         "torch optimizer, or do not share it"
                     )
-                work.append((parameter, self._table(parameter, rule), rule, RowGradient.from_torch(grad)))
+                table.ready(rule)
+                work.append((parameter, table, rule, RowGradient.from_torch(grad)))
         for parameter, table, rule, gradient in work:
             if table.optimizer != rule:
                 table.optimizer = rule
+            table.settle(parameter)
             table.apply(gradient)
-            stepped(parameter)
+            table.wrote(parameter)
         for group, rule, shown in zip(self.param_groups, self._rules, self._shown, strict=True):
             if callable(rule.lr):  # type: ignore[attr-defined]
                 steps = [self._table(parameter, rule).step for parameter in group["params"]]
@@ -150,7 +180,8 @@ class Optimizer(torch.optim.Optimizer):
     def _refreshed(self, index: int, group: dict[str, Any]) -> Rule:
         """Return the rule of a group with what was changed in it."""
         shown, rule = self._shown[index], self._rules[index]
-        values = {name: _plain(group[name]) for name in shown}
+        _groups.foreign(rule, group)
+        values = {name: _groups.plain(group[name]) for name in shown}
         if values == shown:
             return rule
         changed = {name: value for name, value in values.items() if value != shown[name]}
@@ -165,13 +196,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def _table(self, parameter: Any, rule: Rule) -> ParameterTable:
         """Return the table of a parameter, which must be this optimizer's."""
-        table = _trainable(parameter)
+        table = trainable(parameter)
         if table.owner() is not self:
             if parameter not in self.state:
                 raise RuntimeError(
                     "another Optimizer was made for this table since, and started its state anew; use that"
                 )
-            table.attach(rule, self.state.pop(parameter), weakref.ref(self))  # a copy's first step
+            table.attach(rule, table.checked(rule, self.state[parameter]), weakref.ref(self))  # a copy's first step
+            del self.state[parameter]
         return table
 
     def flush(self) -> None:
@@ -179,90 +211,3 @@ class Optimizer(torch.optim.Optimizer):
         for group, rule in zip(self.param_groups, self._rules, strict=True):
             for parameter in group["params"]:
                 self._table(parameter, rule).flush()
-
-    def _with_state(self, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Call a function while `state` holds copies of the tables' state, for torch to find."""
-        found: dict[Any, dict[str, Any]] = {}
-        for group, rule in zip(self.param_groups, self._rules, strict=True):
-            for parameter in group["params"]:
-                saved = self._table(parameter, rule).saved()  # which empties `state`, if this is a copy
-                found[parameter] = {k: v if k == "step" else torch.from_numpy(v) for k, v in saved.items()}
-        self.state.update(found)
-        try:
-            return function()
-        finally:
-            self.state.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of the step and slots of each table, and the groups' hyperparameters."""
-        return self._with_state(super().state_dict)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
-
-        Parameters
-        ----------
-        state_dict : dict
-            Of an optimizer with the same groups and rules.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            For what does not fit; nothing changes then.
-        """
-        for group, rule, saved in zip(self.param_groups, self._rules, state_dict["param_groups"], strict=False):
-            if missing := sorted(_names(rule) - saved.keys()):
-                raise KeyError(f"param_groups of the state lack {missing} of {rule}")
-            lr = rule.lr if callable(rule.lr) else saved["lr"]  # type: ignore[attr-defined]
-            loaded = _changed(rule, {**saved, "lr": lr})
-            for parameter, number in zip(group["params"], saved["params"], strict=False):
-                _trainable(parameter).refuse(loaded, state_dict["state"].get(number, {}))
-        super().load_state_dict(state_dict)  # which refuses numbers of groups and parameters that differ
-        for index, group in enumerate(self.param_groups):
-            if callable(self._rules[index].lr):  # type: ignore[attr-defined]
-                self._shown[index]["lr"] = group["lr"]
-            rule = self._refreshed(index, group)
-            for parameter in group["params"]:
-                _trainable(parameter).attach(rule, self.state.pop(parameter, {}), weakref.ref(self))
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = {"_rule": self._rule, "_rules": self._rules, "_shown": self._shown}
-        return self._with_state(lambda: {**super(Optimizer, self).__getstate__(), "state": self.state.copy(), **own})
-
-
-def _names(rule: Rule) -> set[str]:
-    return {field.name for field in fields(rule)}  # type: ignore[arg-type]
-
-
-def _changed(rule: Rule, group: dict[str, Any]) -> Rule:
-    """Return a rule with the hyperparameters of a group, and refuse what it does not have."""
-    own = _names(rule)
-    if unknown := sorted(group.keys() - own - _ADDED):
-        raise TypeError(f"{unknown} are no hyperparameters of {rule}, which has {sorted(own)}")
-    return replace(rule, **{name: _plain(group[name]) for name in own & group.keys()})  # type: ignore[type-var]
-
-
-def _shown(rule: Rule) -> dict[str, Any]:
-    """Hyperparameters as a group shows them."""
-    values = {name: getattr(rule, name) for name in _names(rule)}
-    return values | {"lr": rule.rate(1)} if callable(values["lr"]) else values
-
-
-def _plain(value: Any) -> Any:
-    """Return a number for a tensor, as schedulers may leave, and a tuple for a list, as files do."""
-    value = value.item() if isinstance(value, torch.Tensor) else value
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _trainable(parameter: Any, position: int | None = None) -> ParameterTable:
-    """Return the table of a parameter; refuse what is not trained by an Optimizer."""
-    where = "a parameter" if position is None else f"params[{position}]"
-    table = table_of(parameter)
-    if table is None:
-        raise ValueError(
-            f"{where} is no weight of sparsembed.torch.Embedding or EmbeddingBag; give it to a torch optimizer: "
-            "sparsembed.torch.dense_parameters(model) are those"
-        )
-    if table.fused:
-        raise ValueError(f"{where} is the weight of a fused table, which steps in backward; leave it out")
-    return table

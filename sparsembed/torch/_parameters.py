@@ -74,7 +74,11 @@ def _modules(model: Any) -> list[TableModule]:
 
 @torch.no_grad()
 def clip_grad_norm_(
-    parameters: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    parameters: Any,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
 ) -> torch.Tensor:
     """Scale dense and sparse gradients in place so that their norm, taken together, is at most `max_norm`.
 
@@ -84,6 +88,8 @@ def clip_grad_norm_(
         Those without a gradient count nothing.
     max_norm, norm_type, error_if_nonfinite
         As those of ``torch.nn.utils.clip_grad_norm_``, whose numbers these are for dense gradients.
+    foreach : bool, optional
+        Accepted as by torch, where it picks one of two ways to the same numbers; here there is one.
 
     Returns
     -------
@@ -108,6 +114,8 @@ def clip_grad_norm_(
     tensor([0.6000, 0.8000])
     """
     max_norm, norm_type = float(max_norm), float(norm_type)
+    if foreach is not None and not isinstance(foreach, bool):
+        raise TypeError(f"foreach must be True, False or None, got {foreach!r}")
     if not max_norm >= 0:
         raise ValueError(f"max_norm must be a number that is not negative, got {max_norm}")
     found = [parameters] if isinstance(parameters, torch.Tensor) else _listed(parameters)

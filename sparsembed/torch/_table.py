@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -10,76 +10,82 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _memory, _norms
 from .. import _validate as check
-from .._arrays import as_array
+from .._arrays import Array, as_array
 from .._backward import max_gradient, pooled_gradients, row_gradient
 from .._options import Options
+from .._storage import _LAST_STEP
 from ..bags import Bags
 from ..gradient import RowGradient
 from ..pooling import per_sample_weights_gradient
 from ..rules import Rule
-from ..table import EmbeddingTable
-from . import _check
+from . import _check, _state
+from ._limited import LimitedTable, version
 
 # Not an attribute of the parameter, which torch would pickle with it.
 _TABLES: Any = WeakTensorKeyDictionary()
 
 
-class ParameterTable(EmbeddingTable):
+def memory_of(parameter: Any) -> Array:
+    """Return the memory of a parameter; refuse what no table can lie in."""
+    _check.place(parameter.device, "weight")
+    _check.dtype(parameter.dtype, "weight.dtype")
+    array = check.weight(parameter)
+    check.count(len(array), "num_embeddings")
+    check.in_place(array, "weight", "a contiguous copy")
+    return array
+
+
+class ParameterTable(LimitedTable):
     """A table in the memory of a parameter, whose padding row keeps what it holds, as torch's does."""
 
     def __init__(self, parameter: Any, rule: Rule | None, fused: bool, options: Options) -> None:
-        _check.place(parameter.device, "weight")
-        _check.dtype(parameter.dtype, "weight.dtype")
-        array = check.weight(parameter)
-        check.count(len(array), "num_embeddings")
+        array = memory_of(parameter)
         options = options.checked(len(array), rule, array.dtype)
-        check.in_place(array, "weight", "a contiguous copy")
         self.fused = fused
         self.owner: Any = lambda: None  # a weak reference to the Optimizer that steps
-        self.pending: WeakValueDictionary[int, Any] = WeakValueDictionary()  # by backward pass
-        self.hooked = False
+        self.users: WeakSet[Any] = WeakSet()  # modules whose weight this is, or was
         self.address = int(parameter.data_ptr())
         self._hold(array, rule, options)
+        self._seen = version(parameter)
         self.adopt(parameter)
 
     def _constrain(self) -> None:
         if self._limit is not None:
             _norms.clip_rows(self._weight, self._limit)
 
-    def refuse(self, rule: Rule, saved: Mapping[str, Any]) -> None:
-        """Refuse a rule or a state that does not fit: `saved` holds "step" and each slot, or nothing."""
-        self._options.checked(self.num_rows, rule, self._weight.dtype)
-        slots = [*rule.slots, *rule.row_slots]
-        if saved and {*saved} != {"step", *slots}:
-            raise KeyError(f"the state of a table with {rule} must be 'step' and {slots}, got {sorted(saved)}")
-        for name in slots if saved else ():
-            expected = self._weight.shape if name in rule.slots else self._weight.shape[:1]
-            if (got := tuple(saved[name].shape)) != expected:
-                raise ValueError(f"the state {name!r} must have shape {expected}, got {got}")
-        if saved:
-            check.count(int(saved["step"]), "the step of a state", least=0)
+    def checked(self, rule: Rule, saved: Any) -> dict[str, Any]:
+        """Return a saved state as `attach` takes it; refuse a rule or a state that does not fit."""
+        return _state.checked(self._weight, self._options, rule, saved)
 
-    def attach(self, rule: Rule, saved: Mapping[str, Any], owner: Any) -> None:
-        """Start or restore the state of a rule; see `refuse`."""
-        self.refuse(rule, saved)
+    def attach(self, rule: Rule, state: Mapping[str, Any], owner: Any) -> None:
+        """Start a rule, with a state that was `checked` or afresh; refuses nothing."""
         self.flush()
         self._hold(self._weight, rule, self._options)
-        if saved:
-            slots = {k: np.asarray(v, self._weight.dtype) for k, v in saved.items() if k != "step"}
-            self.load_state_dict({"weight": self._weight, "step": saved["step"], **slots})
+        if state:
+            for name, slot in self.state.items():
+                slot[...] = state[name]
+            self._steps[0] = state["step"]
+            self._begin()
         self.owner = owner
 
     def saved(self) -> dict[str, Any]:
-        """Return copies of the state, for `attach`."""
+        """Return copies of the state, for `checked` and `attach`."""
         return {"step": self.step, **{name: _memory.copy(array) for name, array in self.state.items()}}
+
+    def ready(self, rule: Rule | None) -> None:
+        """Refuse what the next step could not do, before any of several tables steps."""
+        if rule is None or type(rule) is not type(self._optimizer):
+            raise ValueError(f"a table's rule must keep the state of {self._optimizer}, got {rule}")
+        self._trainable()
+        rule.scalars(self.step + 1, self._weight.dtype)
+        if self._catches_up and self.step >= _LAST_STEP:
+            raise ValueError(f"the table has taken {self.step} steps, and {rule} counts no more")
 
     def follow(self, parameter: Any) -> None:
         """Go where the parameter's memory is, if it has moved; state goes along, in the new dtype."""
         if parameter.data_ptr() == self.address:
             return
-        _check.place(parameter.device, "weight")
-        _check.dtype(parameter.dtype, "weight.dtype")
-        array = check.weight(parameter)
+        array = memory_of(parameter)
         with self._reading():
             if self._history is not None and self._history.newest:
                 raise RuntimeError(
@@ -89,6 +95,7 @@ class ParameterTable(EmbeddingTable):
         if array.shape != self._weight.shape and self._optimizer is not None:
             raise ValueError(f"weight must keep its shape {self._weight.shape}, got {array.shape}; make a new module")
         self.address = int(parameter.data_ptr())
+        self.suspect()
         if (array.shape, array.dtype) == (self._weight.shape, self._weight.dtype):
             self._weight = array
             self._begin()
@@ -101,14 +108,18 @@ class ParameterTable(EmbeddingTable):
 
     def adopt(self, parameter: Any) -> None:
         """Be the table of this parameter, too."""
+        self.hooked = False  # whether a hook of the parameter watches its gradient
         _TABLES[parameter] = self
 
-    def settle(self) -> None:
-        """Scale down rows that were written from outside, if there is a largest norm."""
-        self._constrain()
+    def is_left(self, parameter: Any) -> bool:
+        """Whether all modules whose weight this parameter was have another one now."""
+        users = list(self.users)
+        return bool(users) and all(each._parameters.get("weight") is not parameter for each in users)
 
     def pooled_gradient(self, bags: Bags, grad_out: Any, mode: str) -> RowGradient:
-        """Return the coalesced gradient of `pool` as a value."""
+        """Return the coalesced gradient of `read_pooled` as a value."""
+        if mode == "max" and self.written and len(bags.ids):
+            return self._winners_gradient(bags, grad_out)
         padding = check.padding(self.padding_idx, self.num_rows)
         with self._reading() as lag:
             if mode == "max":
@@ -119,6 +130,8 @@ class ParameterTable(EmbeddingTable):
 
     def weights_gradient(self, bags: Bags, grad_out: Any) -> Any:
         """Return the gradient of per-sample weights, mode sum."""
+        if self.written and len(bags.ids):
+            return self._weights_gradient(bags, grad_out)
         if self._history is None:
             return per_sample_weights_gradient(self._weight, bags, grad_out, padding_idx=self.padding_idx)
         # Rows that may have steps to catch up with: bring those of the batch up to date in a copy.
@@ -137,7 +150,15 @@ def table_of(parameter: Any) -> ParameterTable | None:
     return table
 
 
-def stepped(parameter: Any) -> None:
-    """Tell autograd that the engine wrote to a parameter, so that stale graphs are refused."""
-    if not parameter.is_inference():
-        torch.autograd.graph.increment_version(parameter)
+def trainable(parameter: Any, position: int | None = None) -> ParameterTable:
+    """Return the table of a parameter; refuse what is not trained by an Optimizer."""
+    where = "a parameter" if position is None else f"params[{position}]"
+    table = table_of(parameter)
+    if table is None:
+        raise ValueError(
+            f"{where} is no weight of sparsembed.torch.Embedding or EmbeddingBag; give it to a torch optimizer: "
+            "sparsembed.torch.dense_parameters(model) are those"
+        )
+    if table.fused:
+        raise ValueError(f"{where} is the weight of a fused table, which steps in backward; leave it out")
+    return table

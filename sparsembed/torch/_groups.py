@@ -1,0 +1,83 @@
+"""Hyperparameters of a rule, as the groups of a torch optimizer hold them."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from ..rules import Rule
+from ..rules.adagrad import Adagrad
+from ..rules.adam import AdamW
+
+# Keys of a group that are no hyperparameters: torch's own, and what its schedulers note.
+ADDED = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
+# Hyperparameters of torch's optimizers, with the values by which they ask for nothing; how it loops is not asked here.
+_IDLE: dict[str, tuple[Any, ...]] = {
+    "maximize": (False,),
+    "amsgrad": (False,),
+    "centered": (False,),
+    "nesterov": (False,),
+    "momentum": (0,),
+    "dampening": (0,),
+    "weight_decay": (0,),
+    "capturable": (False,),
+    "differentiable": (False,),
+    "foreach": (None, False),
+    "fused": (None, False),
+}
+
+
+def names(rule: Rule) -> set[str]:
+    """Names of the hyperparameters of a rule."""
+    return {field.name for field in fields(rule)}  # type: ignore[arg-type]
+
+
+def shown(rule: Rule) -> dict[str, Any]:
+    """Return hyperparameters as a group shows them: a learning rate that is a function by its first value."""
+    values = {name: getattr(rule, name) for name in names(rule)}
+    return values | {"lr": rule.rate(1)} if callable(values["lr"]) else values
+
+
+def plain(value: Any) -> Any:
+    """Return a number for a tensor, as schedulers may leave, and a tuple for a list, as files do."""
+    value = value.item() if isinstance(value, torch.Tensor) else value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def foreign(rule: Rule, group: dict[str, Any]) -> set[str]:
+    """Return the keys of a group that ask for nothing; refuse those that ask for what a rule does not have."""
+    others = group.keys() - names(rule) - ADDED
+    if wrong := sorted(str(name) for name in others if not _is_idle(name, rule, group)):
+        raise TypeError(
+            f"{wrong} of a group are no hyperparameters of {rule}, which has {sorted(names(rule))}; leave them out"
+        )
+    return others
+
+
+def _is_idle(name: Any, rule: Rule, group: dict[str, Any]) -> bool:
+    value = plain(group[name])
+    if name == "decoupled_weight_decay":
+        return value is isinstance(rule, AdamW) or not plain(group.get("weight_decay", 0))
+    return name in _IDLE and (value is None or isinstance(value, bool | int | float)) and value in _IDLE[name]
+
+
+def changed(rule: Rule, group: dict[str, Any]) -> Rule:
+    """Return a rule with the hyperparameters of a group."""
+    values = {name: plain(group[name]) for name in names(rule) & group.keys()}
+    return replace(rule, **values)  # type: ignore[type-var]
+
+
+def loaded(rule: Rule, group: dict[str, Any]) -> Rule:
+    """Return a rule with the hyperparameters of a saved group, which must have all of them."""
+    if missing := sorted(names(rule) - group.keys()):
+        raise KeyError(f"param_groups of the state lack {missing} of {rule}")
+    others = foreign(rule, group)
+    lr = rule.lr if callable(rule.lr) else group["lr"]  # type: ignore[attr-defined]
+    result = changed(rule, {**group, "lr": lr})
+    if others and isinstance(result, Adagrad) and result.initial_accumulator_value:
+        raise ValueError(
+            "the state of torch's Adagrad has its initial_accumulator_value in 'sum', where that of se.Adagrad leaves "
+            "it out; subtract it, and take the keys that se.Adagrad does not have out of param_groups: "
+            f"{sorted(others)}"
+        )
+    return result

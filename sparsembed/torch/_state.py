@@ -1,0 +1,59 @@
+"""The state of a rule, as torch's optimizers save it: checked whole, before any table takes it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import _validate as check
+from .._arrays import Array, as_array
+from .._options import Options
+from .._storage import _LAST_STEP
+from ..rules import Rule
+from . import _check
+
+
+def checked(weight: Array, options: Options, rule: Rule, saved: Any) -> dict[str, Any]:
+    """Return "step" and each slot in the dtype of the table; an empty state stays empty, which means a fresh one."""
+    options.checked(len(weight), rule, weight.dtype)
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"the state of a table must be a dict, got {type(saved).__name__}")
+    if not saved:
+        return {}
+    shapes = dict.fromkeys(rule.slots, weight.shape) | dict.fromkeys(rule.row_slots, weight.shape[:1])
+    if {*saved} != {"step", *shapes}:
+        raise KeyError(f"the state of a table with {rule} must be 'step' and {[*shapes]}, got {sorted(saved)}")
+    slots = {name: _slot(saved[name], f"the state {name!r}", shapes[name], weight.dtype) for name in shapes}
+    return {"step": _step(saved["step"], rule), **slots}
+
+
+def _step(value: Any, rule: Rule) -> int:
+    """Check the number of steps, which Adam of torch saves as a float tensor."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        if value.size != 1 if isinstance(value, np.ndarray) else value.numel() != 1:
+            raise ValueError(f"the step of a state must be one integer, got shape {tuple(value.shape)}")
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    step = check.count(value, "the step of a state", least=0)
+    if rule.catch_up is not None and step > _LAST_STEP:
+        raise ValueError(f"the step of a state must be at most {_LAST_STEP} with {rule}, got {step}")
+    return step
+
+
+def _slot(value: Any, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Check one slot."""
+    if isinstance(value, torch.Tensor):
+        _check.place(value.device, name)
+        if value.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got {value.layout}")
+        value = value.detach().float() if value.dtype == torch.bfloat16 else value
+    elif not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if (got := tuple(value.shape)) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {got}")
+    array = as_array(value, name)
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name} must hold floats, got {array.dtype}")
+    return np.asarray(array, dtype)
