@@ -39,7 +39,7 @@ def by_memory(module):
 
 
 def by_numpy(module):
-    module.weight.detach().numpy()[:] = large()
+    module.weight.detach().numpy()[:] = large().numpy()
 
 
 def by_optimizer(module):
