@@ -2,9 +2,9 @@
 Why do positional encodings make it worse?
 ==========================================
 
-**They do not: the program around them was not learning at all.**  Somebody asked in public about a memory network that
-predicts the next word.  It fitted 35,000 words with 96 % of them right, until vectors for the positions of words were
-added, as the paper has them; then it stayed at 10 %.
+**They do not, in a network that learns.**  Somebody asked in public about a memory network that predicts the next word.
+It fitted 35,000 words with 96 % of them right, until vectors for the positions of words were added, as the paper has
+them; then it stayed at 10 %.
 
 The program differs from the paper in five more places.  Put one by one into a model that works, two of them hold it
 up, with positions and without.  Scores that are rectified where they should be exponentiated keep it from learning at
@@ -98,7 +98,7 @@ for positions in (True, False):
 # The step
 # --------
 # Keras' loss is the mean over a batch.  The paper's 0.01, and its limit of 50 for the norm of a gradient, go with the
-# sum: that of a mean over 128 words is 128 times shorter, and no limit of 50 ever meets it.
+# sum: the gradient of a mean over 128 words is 128 times shorter.
 
 text = penn_treebank.read(os.environ.get("SPARSEMBED_DATA"), position_causes.QUICK.words)
 settings = replace(position_causes.QUICK, words=len(text.words))
