@@ -169,7 +169,7 @@ def draw_causes(result, gradient, movement, hidden, dead):
     hidden.plot(*series(runs["zero"], "spread_words"), color=COLOURS["zero"], label="the same, padding_idx=0")
     gradient.set(title="Share that is padding's", ylim=(0, 1.05))
     movement.set(title="How far a step moves a row (row trained)", yscale="log")
-    hidden.set(title="Inside a hidden unit (row trained)", yscale="log")
+    hidden.set(title="Inside a hidden unit (row trained)", yscale="log", ylim=(1e-3, None))
     dead.set(title="Hidden units off for the whole batch", ylim=(-0.05, 1.05))
     for axes in (gradient, movement, hidden, dead):
         axes.set(xlabel="step", xscale="log", xlim=(1, last))
