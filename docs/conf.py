@@ -25,21 +25,20 @@ extensions = [
     "_site",  # pictures and tables that are computed
 ]
 exclude_patterns = ["_build", "_generated", "_site", "examples", "results"]
-if find_spec("torch") is None or find_spec("sparsembed.torch") is None:
+WITH_TORCH = find_spec("torch") is not None
+if not WITH_TORCH:
     exclude_patterns.append("api/torch.md")  # api/index.md lists it by a pattern
+PROGRAMS = {  # whose pages questions.md links
+    page.stem: page for page in HERE.glob("examples/plot_*.py") if WITH_TORCH or "import torch" not in page.read_text()
+}
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["substitution"]
 myst_substitutions = {  # links to the answers of questions.md, for those that are there
-    name: f"{{doc}}`Run and plotted <gallery/{page.stem}>`."
-    if (page := next((page for name in names.split() for page in HERE.glob(f"examples/plot_*{name}*.py")), None))
-    else "(No program shows this yet.)"
-    for name, names in {
-        "batch_gradients": "batch_gradients",
-        "padding": "padding",
-        "position": "position memory",
-        "inside_embedding": "inside_embedding",
-    }.items()
+    name: f"{{doc}}`Run and plotted <gallery/plot_{name}>`."
+    if f"plot_{name}" in PROGRAMS
+    else "(Its program needs torch, without which this site was built.)"
+    for name in ("batch_gradients", "padding", "positions", "inside_embedding")
 }
 default_role = "py:obj"
 autodoc_typehints = "none"  # the docstrings say what is accepted, annotations often only Any
@@ -67,7 +66,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"/plot_",
-    "ignore_pattern": r"^(?!plot_)",  # programs for the command line
+    "ignore_pattern": rf"^(?!.*/({'|'.join(PROGRAMS)})\.py$)",  # programs for the command line
     "only_warn_on_example_error": False,
     "download_all_examples": False,
     "show_signature": False,
