@@ -66,7 +66,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"/plot_",
-    "ignore_pattern": rf"^(?!.*/({'|'.join(PROGRAMS)})\.py$)",  # programs for the command line
+    "ignore_pattern": rf"^(?!(?:.*/)?(?:{'|'.join(PROGRAMS)})\.py$)",  # programs for the command line
     "only_warn_on_example_error": False,
     "download_all_examples": False,
     "show_signature": False,
