@@ -27,7 +27,8 @@ def run(program: str, cache: str) -> None:
     """Run a program with the sparsembed that this process has."""
     path = os.pathsep.join([str(Path(se.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"NUMBA_CACHE_DIR": cache, "PYTHONPATH": path}
-    subprocess.run([sys.executable, "-c", PROGRAMS[program]], check=True, env=environment, timeout=300)
+    # Without a timeout, which would look every 50 ms whether the process has ended; asv has its own.
+    subprocess.run([sys.executable, "-c", PROGRAMS[program]], check=True, env=environment)
 
 
 class WarmCache:

@@ -28,7 +28,6 @@ RULES = [
     "SGD", "MomentumSGD", "Adagrad", "RowwiseAdagrad", "SparseAdam", "Adam", "AdamW", "RMSprop", "FTRL", "LAMB",
     "PartialRowwiseAdam",
 ]  # fmt: skip
-POOLED = ("pool", "pooled_step")
 
 
 def rule(name: str) -> se.rules.Rule:

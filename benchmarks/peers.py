@@ -124,12 +124,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=timing.THREADS)
     parser.add_argument("--only", default="", metavar="TEXT", help="lines whose work or builder contains this")
     parser.add_argument("--cpu-time", action="store_true", help="one thread by its CPU time: for a busy machine")
-    parser.add_argument("--patience", type=float, metavar="SECONDS", help="wait for a quiet machine, each line (60)")
+    parser.add_argument("--patience", type=float, metavar="SECONDS", help="wait for a quiet machine, each line")
     options = parser.parse_args(arguments)
     size = TINY if options.tiny else QUICK if options.quick else FULL
     patience = size.effort.patience if options.patience is None else options.patience
     size = size._replace(effort=size.effort._replace(cpu_time=options.cpu_time, patience=patience))
     works = [work for work in WORKS if options.only in f"{work.name} {work.build.__name__}"]
+    if not works:
+        parser.error(f"--only {options.only}: no line has this in its work or builder")
+    if options.json and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json {options.json}: its folder does not exist")
     result = measure(size, 1 if options.cpu_time else options.threads, works)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

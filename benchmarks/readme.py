@@ -93,8 +93,14 @@ def _notes(result: dict[str, Any]) -> list[str]:
         "Share of limit: the bytes that must move, each row counted once, in the time of a copy of as many bytes "
         f"({copies[best] / 1e9:.1f} GB/s read + written, {best}); above 100 % where rows are found in cache.",
     ]
-    if not all(line["undisturbed"] for line in result["rows"]):
-        notes += ["", 'Other programs took the cores during some lines ("undisturbed": false): measure again.']
+    disturbed = [
+        f"{line['work']} ({line['ids']}, {line['peer']})" for line in result["rows"] if not line["undisturbed"]
+    ]
+    if disturbed:
+        notes += [
+            "",
+            f"Something else had the cores for a while during {len(disturbed)} lines: {'; '.join(disturbed)}.",
+        ]
     if result["left_out"]:
         notes += ["", f"Left out, not installed: {', '.join(result['left_out'])}."]
     return notes

@@ -6,10 +6,11 @@
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from numba.core import config
 
 from . import contests, timing
 from .contests import Contest
@@ -55,7 +56,7 @@ AXES: dict[str, Axis] = {
     ),
     "threads": Axis(
         "threads",
-        tuple(threads for threads in (1, 2, 4, 8, 16) if threads <= (os.cpu_count() or 1)),
+        tuple(threads for threads in (1, 2, 4, 8, 16) if threads <= config.NUMBA_NUM_THREADS),
         lambda size, value: (size, "uniform"),
     ),
 }
@@ -191,6 +192,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw it")
     parser.add_argument("--draw", type=Path, metavar="FILE", help="measure nothing, draw this")
     options = parser.parse_args(arguments)
+    if not (options.plots or (options.json and not options.draw)):
+        parser.error("nothing would come of it: pass --plots FOLDER, or --json FILE when measuring")
+    for folder in (options.plots, options.json and options.json.absolute().parent):
+        if folder and not folder.is_dir():
+            parser.error(f"{folder} is not a folder")
     if options.draw:
         result = json.loads(options.draw.read_text())
     else:

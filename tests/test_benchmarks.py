@@ -4,6 +4,7 @@ import inspect
 import itertools
 import json
 import re
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -301,7 +302,7 @@ def test_phases_add_up_and_leave_the_package_as_it_was(tmp_path):
 
 def test_dashboard_runs_commits_oldest_first_and_publishes(monkeypatch):
     calls = []
-    monkeypatch.setattr(dashboard, "asv", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(dashboard, "asv", lambda *arguments, failing=0: calls.append(arguments))
     monkeypatch.setattr(dashboard, "commits", lambda number: [f"commit{k}" for k in range(number)])
     dashboard.main(["--commits", "3", "--machine", "m"])
     assert [call[0] for call in calls] == ["machine", "run", "publish"]
@@ -310,6 +311,27 @@ def test_dashboard_runs_commits_oldest_first_and_publishes(monkeypatch):
     dashboard.main(["--commits", "0"])
     dashboard.main(["--serve"])
     assert calls == [("publish",), ("preview",)]
+
+
+def test_the_readme_holds_the_table_of_the_committed_result():
+    root = Path(peers.__file__).parents[1]
+    result = json.loads((root / "docs/results/peers.json").read_text())
+    text = (root / "README.md").read_text()
+    assert readme.rewrite(text, readme.markdown(result)) == text
+
+
+@pytest.mark.parametrize("arguments", [["--only", "no such line"], ["--json", "no/such/folder/a.json"]])
+def test_peers_refuse_what_would_come_to_nothing(arguments, monkeypatch):
+    monkeypatch.setattr(peers, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(SystemExit):
+        peers.main(arguments)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--draw", "a.json"], ["--plots", "no/such/folder"]])
+def test_scaling_refuses_what_would_come_to_nothing(arguments, monkeypatch):
+    monkeypatch.setattr(scaling, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(SystemExit):
+        scaling.main(arguments)
 
 
 def test_dashboard_chooses_benchmarks_that_exist():

@@ -45,7 +45,9 @@ def measured_on(result):
     """Where and when something was measured, in a few words."""
     machine = result["machine"]
     where = f"{machine['processor']}, {machine['threads']} threads, {machine['date']}"
-    return where + ("; other programs ran during some of it" if result.get("disturbed") else "")
+    rows = result.get("rows", [])
+    disturbed = len(result.get("disturbed", [])) + sum(not row.get("undisturbed", True) for row in rows)
+    return where + (f"; something else had the cores during {disturbed} of the times" if disturbed else "")
 
 
 def chosen(columns, lines):
