@@ -29,6 +29,7 @@ import numba, numpy as np
 import sparsembed as se
 from sparsembed import _threads
 faulthandler.dump_traceback_later(120, exit=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have ignored
 ROWS, DIM, N = 4_000, 24, 50_000
 
 def batch(seed=0, dtype=np.float32):
