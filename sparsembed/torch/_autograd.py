@@ -43,7 +43,8 @@ class Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, leaf: Any, factors: Any, ids: Any, bags: Bags, mode: str, source: tuple[Any, Any]) -> Any:
         weight, table = source
-        ctx.weight, ctx.table, ctx.bags, ctx.mode, ctx.version = weight, table, bags, mode, version(weight)
+        ctx.weight, ctx.table, ctx.bags, ctx.mode = weight, table, bags, mode
+        ctx.stand = version(weight), weight.data_ptr()
         ctx.save_for_backward(ids, factors)
         return table.read_pooled(bags, mode)
 
@@ -53,10 +54,11 @@ class Pool(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Any) -> Any:
         _ = ctx.saved_tensors  # raises if they were changed in place
         table, bags, mode = ctx.table, ctx.bags, ctx.mode
-        if (ctx.needs_input_grad[1] or mode == "max") and version(ctx.weight) != ctx.version:
+        stand = version(ctx.weight), ctx.weight.data_ptr()
+        if (ctx.needs_input_grad[1] or mode == "max") and stand != ctx.stand:
             raise RuntimeError(
-                "rows of the table were changed by an inplace operation (such as an optimizer step) between forward "
-                'and backward, which need the same rows for per_sample_weights and for mode="max"'
+                "rows of the table were changed by an inplace operation (such as an optimizer step), or moved, between "
+                'forward and backward, which need the same rows for per_sample_weights and for mode="max"'
             )
         gradient = factors = None
         if ctx.needs_input_grad[1]:
@@ -115,6 +117,8 @@ PASSES: WeakValueDictionary[int, Pass] = WeakValueDictionary()
 
 def collect(table: ParameterTable, weight: Any, lookup: Any, grad_out: Any, mode: str | None) -> None:
     """Note a gradient for the step at the end of this backward pass."""
+    if not weight.requires_grad:  # frozen since it was looked up
+        return
     task = torch._C._current_graph_task_id()
     found = PASSES.get(task)
     if found is None:

@@ -155,7 +155,7 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
             factors = self._checked(ids, factors, weight.dtype)
         flat, ends = self._ends(ids, offsets)
         bags = Bags(flat, ends, factors)
-        leaf = self._leaf(weight, table)
+        leaf = self._leaf(weight)
         try:
             if leaf is None and not (factors is not None and factors.requires_grad and torch.is_grad_enabled()):
                 return table.read_pooled(bags, self.mode)

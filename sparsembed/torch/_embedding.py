@@ -133,7 +133,7 @@ class Embedding(TableModule, torch.nn.Embedding):
     def _forward(self, ids: Any) -> Any:
         _check.ids(ids)
         weight, table = self._current()
-        leaf = self._leaf(weight, table)
+        leaf = self._leaf(weight)
         try:
             return table.read(ids) if leaf is None else Lookup.apply(leaf, ids, (weight, table))
         except IndexError:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _memory
 from .. import _validate as check
@@ -13,6 +14,8 @@ from ..table import EmbeddingTable
 from . import _check
 from ._autograd import ANCHOR, merge_gradient, refuse_gradient
 from ._table import _TABLES, ParameterTable, memory_of, table_of
+
+_WATCHED: Any = WeakTensorKeyDictionary()  # parameters whose gradient a hook watches
 
 
 def new_weight(num_embeddings: Any, embedding_dim: Any, device: Any, dtype: Any) -> Any:
@@ -46,7 +49,10 @@ class TableModule(torch.nn.Module):
         if fresh:
             self.reset_parameters()
         weight = self._parameters["weight"]
-        self._bound = (weight, self._new_table(weight, rule))
+        table = self._new_table(weight, rule)
+        table.settle(weight)
+        self._bound = (weight, table)
+        self._watch(weight)
 
     def _new_table(self, weight: Any, rule: Rule | None) -> ParameterTable:
         table = ParameterTable(weight, rule, self.fused, self._options())
@@ -112,15 +118,20 @@ class TableModule(torch.nn.Module):
         self._check_shared(table)
         table.users.add(self)
         self._bound = (weight, table)
+        self._watch(weight)
         return table
 
-    def _leaf(self, weight: Any, table: ParameterTable) -> Any:
+    def _watch(self, weight: Any) -> None:
+        """Hook a parameter's gradient, once it can have one."""
+        if weight.requires_grad and weight.is_leaf and weight not in _WATCHED:
+            weight.register_post_accumulate_grad_hook(refuse_gradient if self.fused else merge_gradient)
+            _WATCHED[weight] = True
+
+    def _leaf(self, weight: Any) -> Any:
         """Return what makes autograd come back for a gradient, or None if nothing is to be recorded."""
         if not (weight.requires_grad and torch.is_grad_enabled()):
             return None
-        if not table.hooked and weight.is_leaf:
-            weight.register_post_accumulate_grad_hook(refuse_gradient if self.fused else merge_gradient)
-            table.hooked = True
+        self._watch(weight)
         return ANCHOR if self.fused else weight
 
     @property

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import numpy as np
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .. import _memory, _norms
+from .. import _memory
 from .. import _validate as check
 from .._arrays import Array, as_array
 from .._backward import max_gradient, pooled_gradients, row_gradient
@@ -44,14 +44,29 @@ class ParameterTable(LimitedTable):
         self.fused = fused
         self.owner: Any = lambda: None  # a weak reference to the Optimizer that steps
         self.users: WeakSet[Any] = WeakSet()  # modules whose weight this is, or was
-        self.address = int(parameter.data_ptr())
+        self._place(parameter)
         self._hold(array, rule, options)
         self._seen = version(parameter)
         self.adopt(parameter)
 
+    def _place(self, parameter: Any) -> None:
+        """Note whose memory this is, and where."""
+        self._parameter, self.address = ref(parameter), int(parameter.data_ptr())
+
+    @property
+    def _weight(self) -> Array:
+        """The parameter's memory, wherever that is now: torch frees the old one when it moves a storage in place."""
+        parameter = self._parameter()
+        if parameter is not None and parameter.data_ptr() != self.address:
+            self.follow(parameter)
+        return self._array
+
+    @_weight.setter
+    def _weight(self, array: Array) -> None:
+        self._array = array
+
     def _constrain(self) -> None:
-        if self._limit is not None:
-            _norms.clip_rows(self._weight, self._limit)
+        self.suspect()  # a forward pass may be what meets a new weight first, and must not write to it
 
     def checked(self, rule: Rule, saved: Any) -> dict[str, Any]:
         """Return a saved state as `attach` takes it; refuse a rule or a state that does not fit."""
@@ -92,11 +107,12 @@ class ParameterTable(LimitedTable):
                     "weight got other memory while some of its rows had steps to catch up with; read module.weight, "
                     "which brings them up to date, before you replace or share its memory"
                 )
-        if array.shape != self._weight.shape and self._optimizer is not None:
-            raise ValueError(f"weight must keep its shape {self._weight.shape}, got {array.shape}; make a new module")
-        self.address = int(parameter.data_ptr())
+        held = self._array
+        if array.shape != held.shape and self._optimizer is not None:
+            raise ValueError(f"weight must keep its shape {held.shape}, got {array.shape}; make a new module")
+        self._place(parameter)
         self.suspect()
-        if (array.shape, array.dtype) == (self._weight.shape, self._weight.dtype):
+        if (array.shape, array.dtype) == (held.shape, held.dtype):
             self._weight = array
             self._begin()
             return
@@ -108,7 +124,7 @@ class ParameterTable(LimitedTable):
 
     def adopt(self, parameter: Any) -> None:
         """Be the table of this parameter, too."""
-        self.hooked = False  # whether a hook of the parameter watches its gradient
+        self._place(parameter)
         _TABLES[parameter] = self
 
     def is_left(self, parameter: Any) -> bool:
