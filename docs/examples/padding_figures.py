@@ -95,7 +95,7 @@ The first step, {result["data"]}, {size["length"]:,} positions, {size["dim"]} nu
 - Its row gets {first["gradient_share"]:.1%} of the squared norm of the table's gradient, and a summed
   gradient {first["gradient_ratio"]:,.0f} times as long as the median word's.
 - But Adam moves the row by {first["moved_padding"]:.4f}, and the median word of the batch by {first["moved_word"]:.4f}.
-- A hidden unit moves by {shift:.3f} in all posts alike.  The row's movement does {by_row:.3f} of it.
+- A hidden unit moves by {shift:.3f} in all posts alike.  The row's movement alone would shift it by {by_row:.3f}.
   If each weight below the padding moved by the learning rate, all in step, it would be
   {positions:,.0f} positions x {size["dim"]} numbers x {size["lr"]} x {MEAN_SIZE} (mean size) = {in_step:.3f}.
 - What words tell posts apart by is {first["spread_words"]:.3f}."""

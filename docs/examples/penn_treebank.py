@@ -14,8 +14,9 @@ Mikolov's: a sentence a line, 10,000 words.  They are the Linguistic Data Consor
 the text is the beginning of the Python standard library's sources.
 
 Adam in place of the paper's gradient descent, dropout, and an output layer that multiplies in bfloat16 while it learns
-(``--float32`` for one that does not) make it a matter of an hour or two on a core.  The rate is halved when an epoch
-brings little, and the epoch with the lowest perplexity on the validation text is the one whose test perplexity counts.
+(``--float32`` for one that does not) make it two and a half minutes of a core's time for a pass.  The rate is halved
+when an epoch brings little, and the epoch with the lowest perplexity on the validation text is the one whose test
+perplexity counts.
 """
 
 import argparse

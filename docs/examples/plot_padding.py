@@ -12,11 +12,11 @@ other, the network on this page learns nothing for several epochs; with a row of
 
     table = se.EmbeddingTable(num_rows, dim, optimizer=se.Adam(), padding_idx=0)
 
-The reason is not that the padding's row is *trained*.  It gets nearly all of the gradient, but a row that stays at its
-random initial vector does as much harm, or more.  It is that one vector stands in most positions of every post.  All
-weights that read it get gradients in step; they move together, and one step pushes each hidden unit farther, in all
-posts alike, than words tell posts apart.  Soon many units are below zero for every post, where a relu passes nothing
-on, and the others show little but how long a post is.
+The reason is not that the padding's row is *trained*.  In the first steps it gets nearly all of the gradient, but a row
+that stays at its random initial vector does as much harm, or more.  It is that one vector stands in most positions of
+every post.  All weights that read it get gradients in step; they move together, and one step pushes each hidden unit
+farther, in all posts alike, than words tell posts apart.  Soon many units are below zero for every post, where a relu
+passes nothing on, and the others show little but how long a post is.
 
 The question is one that somebody asked in public about Keras, with two learning curves.  Below are those curves again,
 measured here, and what happens inside.
@@ -85,15 +85,15 @@ plt.show()
 #
 # The explanation that comes to mind: the padding's row occurs more often than all words together, so its summed
 # gradient is huge, and training it drowns the rest.  Half of that is what one measures.  The gradient is huge, but
-# Adam divides by it, and moves the row no farther than any other.
+# Adam divides by it, and moves the row about as far as any other.
 
 print(padding_figures.in_words(full))
 
 # %%
-# The move comes from the dense layer.  In a position that holds a word, the weights' gradients differ from post to
-# post and from position to position; in those that hold padding they are one vector times the slope of the hidden
-# unit, the same for hundreds of positions.  Adam turns each into a step of one size, and the steps add up.  A step
-# that is right for the words is hundreds of times too large for that sum.
+# At first the move comes from the dense layer.  In a position that holds a word, the weights' gradients differ from
+# post to post and from position to position; in those that hold padding they are one vector times the slope of the
+# hidden unit, the same for hundreds of positions.  Adam turns each into a step of one size, and the steps add up.  A
+# step that is right for the words is hundreds of times too large for that sum.
 #
 # With the row at zero these weights get no gradient from padding, and the sum is zero whatever they are.  (The
 # columns of *zero* show which share of the gradient arrives at the padding's row nevertheless: ``update`` leaves it
@@ -114,8 +114,8 @@ plt.show()
 # -----------------------
 #
 # The network above starts to learn in the end, and so did the asker's.  What changes is the padding's row: its gradient
-# shrinks it, until words tell posts apart by more than padding does.  Training the row is not the harm here but the way
-# out of it.
+# shrinks it, until words tell posts apart by more than padding does.  So training the row
+# may be the way out rather than the harm; the four epochs with a row that stays random are too few to say.
 
 print(padding_figures.recovery(full))
 
