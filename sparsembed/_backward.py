@@ -155,11 +155,11 @@ def refuse_infinite(grads: _launch.Gradients, name: str) -> None:
 def row_gradient(plan: Plan, grads: _launch.Gradients, num_rows: int, padding: int, kind: str) -> RowGradient:
     """Sum gradients by row, leaving out the padding row."""
     rows, values = plan.rows, _launch.segment_sum(plan, grads)
-    if plan._transient:
-        rows = freeze(rows.copy())  # else they would keep room for one number per id
-        plan._recycle()
     if padding >= 0 and (keep := rows != padding).sum() < len(rows):
         rows, values = rows[keep], values[keep]
+    elif plan._transient:
+        rows = freeze(rows.copy())  # else they would keep room for one number per id
+    plan._recycle()
     return RowGradient._make(rows, values, num_rows, kind)
 
 

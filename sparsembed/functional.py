@@ -6,7 +6,7 @@ import numpy as np
 
 from . import _launch, _memory
 from . import _validate as check
-from ._arrays import kind_of, kind_of_either, to_kind
+from ._arrays import Array, kind_of, kind_of_either, to_kind
 from ._backward import lookup_gradients, result_dtype, row_gradient
 from ._lag import Lag
 from .gradient import RowGradient
@@ -58,15 +58,20 @@ def gather(weight: Any, ids: Any, out: Any = None) -> Any:
 
 def lookup(weight: Any, ids: Any, lag: Lag | None, out: Any = None) -> Any:
     """`gather` of a table whose rows may have to catch up."""
-    ids = original(ids)
-    if is_several(ids):
-        table, parts = check.weight(weight), each_of(ids)
-        for i, each in enumerate(parts):
-            check.flat_ids(each, len(table), f"ids[{i}]")
-        return [lookup(weight, each, lag) for each in parts]
-    table = check.weight(weight)
-    flat, shape = check.flat_ids(ids, len(table))
-    dtype, shape = result_dtype(table), (*shape, table.shape[1])
+    ids, table = original(ids), check.weight(weight)
+    if not is_several(ids):
+        return _rows(weight, table, ids, check.flat_ids(ids, len(table)), lag, out)
+    parts = each_of(ids)
+    checked = [check.flat_ids(each, len(table), f"ids[{i}]") for i, each in enumerate(parts)]
+    return [_rows(weight, table, each, flat, lag) for each, flat in zip(parts, checked, strict=True)]
+
+
+def _rows(
+    weight: Any, table: Array, ids: Any, checked: tuple[Array, tuple[int, ...]], lag: Lag | None, out: Any = None
+) -> Any:
+    """Copy the rows of ids that were `checked`, into an array of the caller's kind."""
+    (flat, shape), dtype = checked, result_dtype(table)
+    shape = (*shape, table.shape[1])
     result = _memory.empty(shape, dtype) if out is None else check.output(out, shape, dtype, weight=table, ids=flat)
     _launch.gather(table, flat, result.reshape(-1, table.shape[1]), lag)
     return out if out is not None else to_kind(result, kind_of_either(weight, kind_of(ids)))
