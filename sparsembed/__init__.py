@@ -56,8 +56,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the parts that need scipy.sparse when they are first used."""
-    if name in ("reference", "testing"):
+    """Import the parts that need scipy.sparse, and what belongs to a GPU, when they are first used."""
+    if name in ("cuda", "reference", "testing"):
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

@@ -7,6 +7,7 @@ import numpy as np
 from . import _launch, _memory
 from . import _validate as check
 from ._arrays import Array, freeze, read_only
+from ._device import on_device
 from ._lag import Lag
 from .bags import Bags
 from .gradient import RowGradient
@@ -136,11 +137,17 @@ def max_gradient(
 
 def as_bags(bags: Any, grad_out: Any, mode: Any) -> tuple[list[Bags], list[Any]]:
     """Check one or several sets of bags, but for the range of their ids; returns lists of them and of gradients."""
+    parts, grads = as_lists(bags, grad_out)
+    for each in parts:
+        _check_host(each, mode)
+    return parts, grads
+
+
+def as_lists(bags: Any, grad_out: Any) -> tuple[list[Any], list[Any]]:
+    """Return lists of one or several sets of bags, and of gradients."""
     parts, grads = (list(bags), grad_out) if isinstance(bags, list | tuple) else ([bags], [grad_out])
     if not parts or not isinstance(grads, list | tuple):
         raise ValueError("bags and grad_out must both be lists of one length, not empty, or neither a list")
-    for each in parts:
-        check_mode(each, mode)
     return parts, list(grads)
 
 
@@ -165,9 +172,15 @@ def row_gradient(plan: Plan, grads: _launch.Gradients, num_rows: int, padding: i
 
 def check_bags(bags: Any, num_rows: int, mode: Any, padding_idx: Any) -> tuple[int, int]:
     """Check bags, mode and padding; returns the mode's number and the padding id or -1."""
-    number = check_mode(bags, mode)
+    number = _check_host(bags, mode)
     check.in_range(bags.ids, num_rows, "bags.ids", bags.ids.shape)
     return number, check.padding(padding_idx, num_rows)
+
+
+def _check_host(bags: Any, mode: Any) -> int:
+    if on_device(bags):
+        raise TypeError("bags are on a GPU, the table is in host memory; make them of arrays in host memory")
+    return check_mode(bags, mode)
 
 
 def check_mode(bags: Any, mode: Any) -> int:

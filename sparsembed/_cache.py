@@ -62,7 +62,7 @@ def _code(code: CodeType) -> str:
     return f"{code.co_code.hex()}{code.co_names}{code.co_varnames}{consts}"
 
 
-def _rules(signature: Any) -> Iterator[type]:
+def rules_in(signature: Any) -> Iterator[type]:
     """The classes of the named tuples in a signature: each stands for one rule."""
     for kind in getattr(signature, "args", signature):
         if (hyper := getattr(kind, "instance_class", None)) is not None:
@@ -106,7 +106,7 @@ class KernelCache(FunctionCache):
 
     def _index_key(self, signature: Any, codegen: Any) -> str:
         _, target, code = super()._index_key(signature, codegen)
-        rules = [hyper.fingerprint() for hyper in _rules(signature) if hasattr(hyper, "fingerprint")]
+        rules = [hyper.fingerprint() for hyper in rules_in(signature) if hasattr(hyper, "fingerprint")]
         return hashlib.sha256(repr((str(signature), target, code, STAMP, rules)).encode()).hexdigest()[:32]
 
     def _load_overload(self, signature: Any, target_context: Any) -> Any:

@@ -38,3 +38,10 @@ def return_type(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any
 def inline(function: Callable[..., Any]) -> Any:
     """Compile a helper that becomes part of the kernel that calls it."""
     return numba.njit(**_OPTIONS, forceinline=True)(function)
+
+
+def device(function: Callable[..., Any]) -> Any:
+    """Compile a helper that becomes part of the CUDA kernel that calls it; needs numba-cuda."""
+    from numba import cuda
+
+    return cuda.jit(device=True, forceinline=True)(function)

@@ -1,6 +1,7 @@
 """Norms: that of arrays taken together, and rows scaled down to a largest norm."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ _SHARE = {"f": 1 - 2.0**-24, "d": 1 - 2.0**-48}  # of a largest norm: what round
 _SMALLEST = 2.0**-900  # what squares below 2**-1022 lose, of up to 2**60 numbers, does not count beside it
 
 
-def limit(max_norm: float, norm_type: float, extra: float, array: Array) -> Limit:
+def limit(max_norm: float, norm_type: float, extra: float, array: Any) -> Limit:
     """Return what kernels need to scale rows of an array by ``max_norm / (norm + extra)``."""
     return max_norm, norm_type, extra, _SHARE[array.dtype.char]
 

@@ -8,6 +8,7 @@ from . import _backward as backward
 from . import _launch
 from . import _validate as check
 from ._arrays import kind_of
+from ._device import on_device
 from ._storage import TableStorage
 from .gradient import RowGradient
 from .plan import Plan, as_lookups, as_plan
@@ -156,6 +157,8 @@ class TrainedTable(TableStorage):
         array([ 0., -5.,  0.])
         """
         rule = self._trainable()
+        if on_device(gradient):
+            raise TypeError("gradient is on a GPU, the table in host memory; pass gradient.to_host()")
         if not isinstance(gradient, RowGradient):
             raise TypeError(f"gradient must be a RowGradient, got {type(gradient).__name__}; use update(ids, grad_out)")
         if (got := (gradient.num_rows, gradient.dim)) != self._weight.shape:

@@ -181,14 +181,19 @@ def gradient(
 ) -> Array:
     """Check a gradient of shape ``leading + (dim,)``; returns it as (n, dim), contiguous or with its rows `apart`."""
     array = _real(value, dtype, name)
-    dim = dim if dim is not None else (array.shape[-1] if array.ndim else 0)
-    if array.shape != (*leading, dim) or dim == 0:
-        wanted = f"({', '.join(map(str, (*leading, dim or 'dim')))}){'' if dim else ', with dim at least 1'}"
-        expected = f"{name} must have shape {wanted}, one row per looked-up vector, got {array.shape}"
-        hint = _broadcast_hint(leading, array.shape) if array.shape[-1:] == (dim,) else ""
-        raise ValueError(expected + hint)
-    flat = array.reshape(-1, dim)
+    flat = array.reshape(-1, gradient_shape(array.shape, leading, dim, name))
     return row_wise(flat) if apart else read_only(flat)
+
+
+def gradient_shape(shape: tuple[int, ...], leading: tuple[int, ...], dim: int | None, name: str) -> int:
+    """Check the shape of a gradient; returns its dim."""
+    dim = dim if dim is not None else (shape[-1] if shape else 0)
+    if shape != (*leading, dim) or dim == 0:
+        wanted = f"({', '.join(map(str, (*leading, dim or 'dim')))}){'' if dim else ', with dim at least 1'}"
+        expected = f"{name} must have shape {wanted}, one row per looked-up vector, got {shape}"
+        hint = _broadcast_hint(leading, shape) if shape[-1:] == (dim,) else ""
+        raise ValueError(expected + hint)
+    return dim
 
 
 def _broadcast_hint(leading: tuple[int, ...], shape: tuple[int, ...]) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 from . import _validate as check
 from ._arrays import Array, as_array, freeze, kind_of, read_only
+from ._device import SignatureOfInit, engine, on_device
 from .plan import Plan, original
 
 
@@ -44,6 +45,15 @@ class Bags:
     """
 
     __slots__ = ("_kind", "_plan", "ids", "offsets", "per_sample_weights")
+
+    __signature__ = SignatureOfInit()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Bags":
+        """Choose the form for arrays on a GPU; subclasses are what they are."""
+        form = cls
+        if cls is Bags and on_device(*args, *kwargs.values()):
+            form = engine("values").DeviceBags
+        return super().__new__(form)
 
     def __init__(self, ids: Any, offsets: Any, per_sample_weights: Any = None) -> None:
         self._plan = ids if isinstance(ids, Plan) else None

@@ -8,6 +8,7 @@ from . import _launch, _memory
 from . import _validate as check
 from ._arrays import Array, kind_of, kind_of_either, to_kind
 from ._backward import lookup_gradients, result_dtype, row_gradient
+from ._device import engine, on_device
 from ._lag import Lag
 from .gradient import RowGradient
 from .plan import as_plan, each_of, is_several, original
@@ -53,6 +54,8 @@ def gather(weight: Any, ids: Any, out: Any = None) -> Any:
     """
     if out is not None and is_several(original(ids)):
         raise ValueError("out must be left out when ids are several lookups")
+    if on_device(weight, ids, out):
+        return engine("functional").gather(weight, ids, out)
     return lookup(weight, ids, None, out)
 
 
@@ -106,6 +109,9 @@ def scatter_add(weight: Any, ids: Any, values: Any, alpha: float = 1.0) -> None:
     >>> w.ravel()
     array([2., 0., 4.])
     """
+    if on_device(weight, ids, values):
+        engine("functional").scatter_add(weight, ids, values, alpha)
+        return
     table = check.weight(weight, writeable=True)
     alpha = check.real(alpha, "alpha")
     if abs(alpha) > float(np.finfo(table.dtype).max):
@@ -158,6 +164,9 @@ def coalesce(
     >>> g.rows, g.values.ravel()
     (array([2, 7]), array([1., 2.]))
     """
+    if on_device(ids, grad_out):
+        options = {"padding_idx": padding_idx, "scale_grad_by_freq": scale_grad_by_freq}
+        return engine("functional").coalesce(ids, grad_out, num_rows, **options)  # type: ignore[no-any-return]
     num_rows = check.count(num_rows, "num_rows")
     padding = check.padding(padding_idx, num_rows)
     by_count = check.flag(scale_grad_by_freq, "scale_grad_by_freq")

@@ -9,6 +9,7 @@ import numpy as np
 from . import _launch, _memory, _norms
 from . import _validate as check
 from ._arrays import kind_of, to_kind
+from ._device import on_device
 from ._exchange import Exchange
 from .plan import Plan
 
@@ -238,7 +239,8 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
         max_norm = check.real(max_norm, "max_norm", least=0.0)
     for i, gradient in enumerate(check.several(gradients, "gradients", "RowGradient")):
         if not isinstance(gradient, RowGradient):
-            raise TypeError(f"gradients[{i}] must be a RowGradient, got {type(gradient).__name__}")
+            hint = "; pass what its to_host() returns" if on_device(gradient) else ""
+            raise TypeError(f"gradients[{i}] must be a RowGradient, got {type(gradient).__name__}{hint}")
     arrays = []
     for i, value in enumerate(check.several(dense, "dense", "arrays")):
         array = check.ndarray(value, f"dense[{i}]")

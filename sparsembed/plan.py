@@ -7,6 +7,7 @@ import numpy as np
 from . import _threads
 from . import _validate as check
 from ._arrays import Array, freeze, is_array, read_only
+from ._device import engine, on_device
 from .kernels.cpu.segment import CHUNK
 from .kernels.cpu.sort import find_hot, first_outside, sort_ids
 
@@ -151,12 +152,16 @@ def plan(ids: Any, num_rows: int) -> Plan:
     >>> p.rows, p.order, p.segment_offsets
     (array([2, 7]), array([1, 0, 2], dtype=int32), array([0, 1, 3], dtype=int32))
     """
+    if on_device(ids):
+        return engine("values").DevicePlan(ids, num_rows)  # type: ignore[no-any-return]
     return Plan(ids, num_rows)
 
 
 def is_several(ids: Any) -> bool:
     """Whether ids are a list of lookups, rather than one array (or a plain list of numbers)."""
-    return isinstance(ids, list | tuple) and any(is_array(each) or isinstance(each, Plan) for each in ids)
+    if not isinstance(ids, list | tuple):
+        return False
+    return on_device(ids) or any(is_array(each) or isinstance(each, Plan) for each in ids)
 
 
 def each_of(ids: Any, name: str = "ids") -> tuple[Any, ...]:
@@ -184,6 +189,8 @@ def as_plan(ids: Any, num_rows: int) -> Plan:
     """Return `ids` if it is a plan that fits a table of `num_rows`, else plan it."""
     if not isinstance(ids, Plan):
         return Plan(ids, num_rows, transient=True)
+    if on_device(ids):
+        raise TypeError("ids are a plan on a GPU, the table is in host memory; plan ids of the host")
     if len(ids.rows) and ids.rows[-1] >= num_rows:
         raise IndexError(f"plan holds id {ids.rows[-1]}, expected 0 <= id < {num_rows} (num_rows); plan for this table")
     return ids

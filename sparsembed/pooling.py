@@ -6,6 +6,7 @@ from . import _launch, _memory
 from . import _validate as check
 from ._arrays import kind_of, kind_of_either, to_kind
 from ._backward import check_bags, check_mode, pooled_gradients, result_dtype, row_gradient, weights_of
+from ._device import engine, on_device
 from ._lag import Lag
 from .bags import Bags
 from .gradient import RowGradient
@@ -49,6 +50,8 @@ def pool(weight: Any, bags: Bags, mode: str = "sum", out: Any = None, *, padding
     >>> se.pool(np.array([[0.0], [4.0]]), bags, mode="mean").ravel()
     array([3., 4.])
     """
+    if on_device(weight, bags, out):
+        return engine("pooling").pool(weight, bags, mode, out, padding_idx=padding_idx)
     return pool_bags(weight, bags, mode, out, padding_idx, None)
 
 
@@ -114,6 +117,9 @@ def pool_gradient(
     >>> se.pool_gradient(bags, np.array([[2.0], [5.0]]), num_rows=3, mode="mean").values.ravel()
     array([1., 6.])
     """
+    if on_device(bags, grad_out, weight):
+        options = {"padding_idx": padding_idx, "weight": weight, "scale_grad_by_freq": scale_grad_by_freq}
+        return engine("pooling").pool_gradient(bags, grad_out, num_rows, mode, **options)  # type: ignore[no-any-return]
     num_rows = check.count(num_rows, "num_rows")
     if (mode == "max") != (weight is not None):
         needs = "needs weight=, the table that was pooled" if mode == "max" else "takes no weight"
@@ -165,6 +171,9 @@ def per_sample_weights_gradient(
     >>> se.per_sample_weights_gradient(np.array([[2.0], [6.0]]), bags, np.ones((1, 1)), mode="mean")
     array([-1.,  1.])
     """
+    if on_device(weight, bags, grad_out):
+        gradient = engine("pooling").per_sample_weights_gradient
+        return gradient(weight, bags, grad_out, mode, padding_idx=padding_idx)
     table = check.weight(weight)
     if mode == "max":
         raise ValueError("mode='max' has no per_sample_weights, so no gradient of them; use sum, mean or sqrtn")

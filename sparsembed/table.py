@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from . import _memory, functional, initializers, pooling
 from . import _validate as check
+from ._device import SignatureOfInit, device_name, engine, on_device
 from ._options import Options
 from ._training import TrainedTable
 from .bags import Bags
@@ -42,6 +43,8 @@ class EmbeddingTable(TrainedTable):
     scale_grad_by_freq : bool
         Divide a row's gradient by the number of times that the row occurs in the step, all its lookups
         together: the mean over its occurrences, rather than their sum.
+    device : str
+        "cpu", or "cuda", "cuda:1", ... for a table on a GPU, which takes device arrays; see docs/cuda.md.
 
     Raises
     ------
@@ -81,6 +84,15 @@ class EmbeddingTable(TrainedTable):
     >>> table.optimizer = se.Adam(lr=0.01)  # between steps
     """
 
+    __signature__ = SignatureOfInit()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "EmbeddingTable":
+        """Choose the form for a device; subclasses are what they are."""
+        form = cls
+        if cls is EmbeddingTable and device_name(kwargs.get("device", "cpu")) != "cpu":
+            form = engine("table").DeviceTable
+        return super().__new__(form)
+
     def __init__(
         self,
         num_rows: int,
@@ -94,7 +106,9 @@ class EmbeddingTable(TrainedTable):
         max_norm: float | None = None,
         norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
+        device: str = "cpu",
     ) -> None:
+        self._place(device)
         shape = (check.count(num_rows, "num_rows"), check.count(dim, "dim"))
         kind = check.table_dtype(dtype)
         check.size(*shape, kind)
@@ -108,6 +122,14 @@ class EmbeddingTable(TrainedTable):
             got = f"{weight.dtype} {weight.shape}"
             raise ValueError(f"initializer must return a {kind} array of shape {shape}, got {got}")
         self._hold(_memory.owned(weight) if fresh else _memory.copy(weight), optimizer, options)
+
+    def _place(self, device: str) -> None:
+        """Note where the table lies."""
+        if device_name(device) != "cpu":
+            raise ValueError(
+                f"device must be 'cpu' for a {type(self).__name__}, got {device!r}; only EmbeddingTable itself has "
+                "tables on a GPU"
+            )
 
     @classmethod
     def from_array(
@@ -126,7 +148,7 @@ class EmbeddingTable(TrainedTable):
         Parameters
         ----------
         weight : float32, float64 or float16 array of shape (num_rows, dim)
-            Any strides; a writeable memory map, too.
+            Any strides; a writeable memory map, too.  A device array makes a table on its GPU.
         optimizer : Rule, optional
         copy : bool
             False adopts the caller's memory, which updates then change in place.
@@ -156,9 +178,16 @@ class EmbeddingTable(TrainedTable):
         >>> w[1]
         array([0., 0.], dtype=float32)
         """
+        given = Options(padding_idx, max_norm, norm_type, scale_grad_by_freq)
+        if on_device(weight):
+            if cls is not EmbeddingTable:
+                raise TypeError(
+                    f"weight is on a GPU, where only EmbeddingTable itself has tables, not {cls.__name__}; "
+                    "use se.EmbeddingTable.from_array, or move the weight to the host"
+                )
+            return engine("table").DeviceTable._adopt(weight, optimizer, given, copy)  # type: ignore[no-any-return]
         array = check.weight(weight)
         check.count(len(array), "weight.shape[0]")
-        given = Options(padding_idx, max_norm, norm_type, scale_grad_by_freq)
         options = given.checked(len(array), optimizer, array.dtype)
         if not copy and any(each is not None for each in (optimizer, padding_idx, max_norm)):
             check.in_place(array, "weight", "copy=True")

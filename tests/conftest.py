@@ -5,6 +5,10 @@ import os
 import numpy as np
 import pytest
 from hypothesis import settings
+from numba.core import config
+
+if config.ENABLE_CUDASIM:
+    from simulated_gpus import gpus  # noqa: F401  (a fixture)
 
 # The first example of a kernel compiles it, so no example has a deadline.
 settings.register_profile("local", deadline=None, max_examples=40)

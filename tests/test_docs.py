@@ -132,6 +132,13 @@ def test_every_name_of_the_torch_modules_has_an_example_and_its_errors():
     assert list(missing(of_torch())) == []
 
 
+def test_every_name_for_gpus_has_an_example_and_its_errors():
+    import sparsembed.cuda
+
+    names = [(name, None, getattr(sparsembed.cuda, name)) for name in sparsembed.cuda.__all__]
+    assert list(missing(names)) == []
+
+
 @pytest.mark.parametrize(
     "name", ["gather", "scatter_add", "coalesce", "pool", "pool_gradient", "per_sample_weights_gradient"]
 )

@@ -86,7 +86,7 @@ CALLS = {
     "Bags.from_csr": {"matrix": scipy.sparse.csr_array(np.eye(3))},
     "EmbeddingTable": {
         "num_rows": ROWS, "dim": DIM, "optimizer": SGD, "dtype": np.float32, "padding_idx": 0,
-        "initializer": se.initializers.zeros, "rng": 0} | OPTIONS,
+        "initializer": se.initializers.zeros, "rng": 0, "device": "cpu"} | OPTIONS,
     "EmbeddingTable.from_array": {
         "weight": WEIGHT, "optimizer": SGD, "copy": True, "padding_idx": 0} | OPTIONS,
     "EmbeddingTable.lookup": {"ids": IDS},
@@ -228,6 +228,7 @@ BAD = [
         (scipy.sparse.csr_array(np.eye(3) * 2j), "complex"))),
     *((TABLES, "optimizer", v, TypeError, "rule") for v in ("adam", se.SGD, 0.1)),
     *((TABLES, "max_norm", v, (TypeError, ValueError), f"{v}") for v in (0, -1.0, NAN, INF, "x", True)),
+    *(("EmbeddingTable", "device", v, ValueError, "'cuda:1'") for v in ("tpu", "cuda:", 1, None)),
     *((TABLES, "norm_type", v, (TypeError, ValueError), f"{v}") for v in (0, -1.0, -INF, NAN, "x", None, True)),
     *((f"{TABLES} coalesce pool_gradient", "scale_grad_by_freq", v, TypeError, "True or False") for v in (None, 1)),
     *((f, "dtype", v, TypeError, v) for f in ("EmbeddingTable", *INITIALIZERS) for v in ("int32", "foo", "complex64")),

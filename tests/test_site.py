@@ -108,6 +108,12 @@ def test_every_name_of_the_torch_modules_is_in_the_reference():
     assert {f"sparsembed.torch.{name}" for name in sparsembed.torch.__all__} <= documented()
 
 
+def test_every_name_for_gpus_is_in_the_reference():
+    import sparsembed.cuda
+
+    assert {f"sparsembed.cuda.{name}" for name in sparsembed.cuda.__all__} <= documented()
+
+
 def test_the_table_of_the_readme_is_on_the_performance_page(site):
     lines, notes = site.tables.measured()
     page = site.tables.against_peers()

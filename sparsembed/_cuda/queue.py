@@ -1,0 +1,101 @@
+"""The queues that are open, one for each stream of each GPU."""
+
+import os
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+from cuda.bindings import driver
+
+from ..kernels.cuda._groups import NONE
+from .array import DeviceArray
+from .driver import FORKED, checked, unusable
+from .stream import LEGACY, PER_THREAD, Queue
+
+_RECORDS = 1024  # streams that have a record of their own
+_queues: dict[tuple[int, int, int], Queue] = {}
+_shared: dict[int, "Shared"] = {}
+_forked: list[RuntimeError] = []
+_lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    if _queues:
+        _forked.append(RuntimeError(FORKED))
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class Shared(NamedTuple):
+    """What the queues of a device share."""
+
+    kernels: dict[Any, Any]  # as cuda.core launches them, by what `code.flatten` says
+    records: DeviceArray  # (1024, 2); made with the first queue, for within a CUDA graph memory is the graph's
+
+
+def open_queue(device: int, stream: int) -> Queue:
+    """Return the queue of a stream, its device made the current one of this thread; or say what is missing."""
+    if _forked:
+        raise _forked[0]
+    key = (device, stream or LEGACY, threading.get_ident() if stream == PER_THREAD else 0)
+    if (queue := _queues.get(key)) is None:
+        with _lock:
+            if (queue := _queues.get(key)) is None:
+                try:
+                    queue = _queues[key] = _made(device, stream)
+                except (ImportError, MemoryError):
+                    raise
+                except Exception as error:
+                    raise unusable(f"GPU {device}", error) from error
+    queue.enter()
+    return queue
+
+
+def _made(device: int, stream: int) -> Queue:
+    queue = Queue(device, stream, _lock)
+    if device not in _shared:
+        records = queue.filled((_RECORDS, 2), np.uint64, 0xFF)
+        queue.wait()  # other streams use it, too
+        _shared[device] = Shared({}, records)
+    queue.kernels, records = _shared[device]
+    queue.record = records.part(len(queues_of(device)) % _RECORDS, 1).reshape(2)
+    return queue
+
+
+def device_of(pointer: int) -> int:
+    """Return the number of the device that an address is of; that of 0, of an empty array, is the current one."""
+    if _forked:
+        raise _forked[0]
+    kind = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    try:
+        error, device = driver.cuPointerGetAttribute(kind, pointer) if pointer else driver.cuCtxGetDevice()
+        if error and not pointer:
+            return 0  # none is current
+        if error != driver.CUresult.CUDA_ERROR_INVALID_VALUE:
+            return int(checked((error, device), "asking for a device"))
+    except Exception as error:
+        raise unusable("GPU", error) from error
+    raise ValueError(f"{pointer:#x} is given as an address of a GPU's memory, but no GPU knows it")
+
+
+def queues_of(device: int) -> list[Queue]:
+    """Return the queues of a device that are open."""
+    return [queue for key, queue in list(_queues.items()) if key[0] == device]
+
+
+def take_records(device: int) -> Any:
+    """Wait for all streams of a device, also those that are gone, and return what was recorded, which is cleared.
+
+    Pairs of numbers, as in `Queue.record`: the first ids, and offsets, that were out of range on a stream.
+    """
+    queue = open_queue(device, 0)
+    checked(driver.cuCtxSynchronize(), "waiting for the GPU")
+    records = _shared[device].records
+    kept = queue.download(records)
+    (used,) = (kept != NONE).any(axis=1).nonzero()
+    for k in used:
+        queue.write(records.part(int(k), 1), np.full(2, NONE, np.uint64))
+    if len(used):
+        queue.wait()
+    return kept[used]

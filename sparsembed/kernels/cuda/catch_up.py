@@ -1,0 +1,148 @@
+"""Bring rows up to date that missed steps: what a dense optimizer would have made of them.
+
+`find_gaps` works out what each row of a batch needs, once a row and in float64, as the history is kept:
+`spans` (k, 3) the first missed step, -1 if none, the last that may have to be taken one by one, both counted from
+the start of the history, and whether there are more behind it; `coefs` (k, 2, fields) a `Gap` over all missed
+steps, and one over those behind.  Kernels on rows then stay in the dtype of the table.  `lag` = (coefs, spans,
+past, like), or None for rules whose rows miss nothing: `past` (steps, hyperparameters), `like` a `Gap`; j is the
+row's place in `spans`.
+"""
+
+import numpy as np
+
+from ...rules._dispatch import catch_up, gap, is_guarded, is_unsettled, step
+from ._groups import NONE, first_item, group_of, groups, items_apart, mask_of, member_of
+from ._target import (
+    any_lane,
+    any_of,
+    first,
+    inline,
+    lanewise,
+    load,
+    load_slots,
+    matrix,
+    pointer_at,
+    save,
+    save_once,
+    save_slots,
+    second,
+    tuple_at,
+)
+
+_catch_up_lanes, _unsettled_lanes, _step_lanes = lanewise(catch_up, 2), lanewise(is_unsettled, 1), lanewise(step, 3)
+
+
+def find_gaps(
+    rows,
+    start,
+    n,
+    found,
+    last,
+    base,
+    newest,
+    reach,
+    entries,
+    columns,
+    ages,
+    age_rows,
+    powers,
+    spans,
+    coefs,
+    hyper,
+    like,
+    gaps,
+    status,
+):
+    """Say what each of some rows missed.
+
+    They are rows (n,), the first ``found[0]`` of them, or n rows of the table from `start` on, where None;
+    entries (newest + 1, columns) and ages (age_rows, powers) are a `History`, and `gaps` a `Gap`.
+    """
+    if status[0] != NONE:
+        return
+    hp, fields = tuple_at(hyper, 0, like), len(gaps)
+    history, table = matrix(entries, newest + 1, columns), matrix(ages, age_rows, powers)
+    count, j = n if found is None else np.int64(found[0]), first_item()
+    while j < count:
+        r = start + j if rows is None else np.int64(rows[j])
+        missed = np.int64(last[r]) - base
+        spans[3 * j], spans[3 * j + 1], spans[3 * j + 2] = -1, -1, 0
+        if missed < newest:
+            end = min(missed + reach, newest)
+            spans[3 * j], spans[3 * j + 1], spans[3 * j + 2] = missed, end, 1 if end < newest else 0
+            gap(history, missed, newest, table, reach, pointer_at(coefs, 2 * j * fields), hp)
+            if end < newest:
+                gap(history, end, newest, table, reach, pointer_at(coefs, (2 * j + 1) * fields), hp)
+        j += items_apart()
+
+
+@inline
+def must_replay(state, r, slots, dim, j, lag, zero, shift, hp):
+    """Whether the series is too short for an element of the row: the same in all lanes of the group."""
+    coefs, spans, _, like = lag
+    found = False
+    if spans[3 * j] >= 0:
+        coef = tuple_at(coefs, 2 * j * len(like), like)
+        if is_guarded(coef, hp):
+            c = member_of(shift) * len(zero)
+            while c < dim:
+                kept = load_slots(state, r * slots * dim + c, dim, zero, hp)
+                found = found or any_lane(_unsettled_lanes(kept, coef, hp))
+                c += len(zero) << shift
+            found = any_of(mask_of(shift), found)
+    return found
+
+
+@inline
+def caught_up(w, s, j, replay, lag, zero, hp):
+    """Weights and slots as they are after the newest step."""
+    coefs, spans, past, like = lag
+    start, end, left, at = np.int64(spans[3 * j]), np.int64(spans[3 * j + 1]), spans[3 * j + 2], 2 * j * len(like)
+    if replay:
+        for t in range(start + 1, end + 1):
+            taken = _step_lanes(w, zero, s, zero[0], tuple_at(past, t * len(hp), hp))
+            w, s = first(taken), second(taken)
+        at += len(like)
+    if start >= 0 and (left != 0 or not replay):
+        moved = _catch_up_lanes(w, s, tuple_at(coefs, at, like), hp)
+        w, s = first(moved), second(moved)
+    return w, s
+
+
+def gather_rows(weight, state, slots, ids, n, dim, out, hyper, like, coefs, spans, past, gaps, zero, shift, status):
+    """``out[i]`` is row ``ids[i]`` as it is after the newest step; nothing of the table changes."""
+    if status[0] != NONE:
+        return
+    hp, lag, i = tuple_at(hyper, 0, like), (coefs, spans, past, gaps), group_of(shift)
+    while i < n:
+        r = np.int64(ids[i])
+        replay = must_replay(state, r, slots, dim, i, lag, zero, shift, hp)
+        c = member_of(shift) * len(zero)
+        while c < dim:
+            w, s = load(weight, r * dim + c, zero), load_slots(state, r * slots * dim + c, dim, zero, hp)
+            w, s = caught_up(w, s, i, replay, lag, zero, hp)
+            save_once(out, i * dim + c, w)
+            c += len(zero) << shift
+        i += groups(shift)
+
+
+def flush_rows(
+    weight, state, slots, start, n, last, now, dim, hyper, like, coefs, spans, past, gaps, zero, shift, status
+):
+    """Bring n rows of the table, from `start` on, up to date with step `now`, in place."""
+    if status[0] != NONE:
+        return
+    hp, lag, j = tuple_at(hyper, 0, like), (coefs, spans, past, gaps), group_of(shift)
+    while j < n:
+        r = start + j
+        replay = must_replay(state, r, slots, dim, j, lag, zero, shift, hp)
+        c = member_of(shift) * len(zero)
+        while c < dim:
+            w, s = load(weight, r * dim + c, zero), load_slots(state, r * slots * dim + c, dim, zero, hp)
+            w, s = caught_up(w, s, j, replay, lag, zero, hp)
+            save(weight, r * dim + c, w)
+            save_slots(state, r * slots * dim + c, dim, s)
+            c += len(zero) << shift
+        if member_of(shift) == 0:
+            last[r] = now
+        j += groups(shift)

@@ -1,0 +1,186 @@
+"""Sum the gradient rows of each segment, in an order that depends on the segment alone.
+
+Names used by all kernels: `order` (n,) occurrences sorted by row; `rows` (k,) unique sorted, k being ``found[0]``;
+`offsets` (k + 1,) where each row's run starts in `order`.  `grads` = (grad, bags, coefs, winners) says where the
+gradient of occurrence i lies: grad (., dim); for pooled lookups `bags` (n,) is the gradient row of each
+occurrence, `coefs` its factor, `winners` (num_bags, dim) the occurrence that won each column of a max; None where
+unused.  `by_count` not None: each row's sum is divided by the number of its occurrences.
+
+Runs shorter than SHORT are summed by one group of lanes, one after the other, as on the CPU.  Longer ones by a
+block: SLICES groups take a slice of the run each, and the slices are added in order.  Runs longer than CHUNK are
+cut into chunks first, each summed like that into a row of `partials`, which then are the run.
+"""
+
+import numpy as np
+
+from ._groups import NONE, group_of, groups, member_of
+from ._target import (
+    add,
+    block,
+    blocks,
+    cast,
+    divide,
+    inline,
+    lanewise,
+    load,
+    load_once,
+    multiply,
+    save,
+    shared,
+    sync_block,
+    thread,
+)
+
+SHORT, CHUNK, SLICES = 32, 1024, 8
+_slices = shared(SLICES * 32, "slices")
+
+
+@inline
+def _if_won(value, winner, i, zero):
+    return value if winner == i else zero
+
+
+_if_won_lanes = lanewise(_if_won, 2)
+
+
+@inline
+def _one(p, order, grad, bags, coefs, winners, dim, c, zero):
+    """The gradient of one occurrence; what may be None is an argument of its own, so that branches fall away."""
+    i = np.int64(p) if order is None else np.int64(order[p])
+    row = i if bags is None else np.int64(bags[i])
+    part = load_once(grad, row * dim + c, zero)
+    if coefs is not None:
+        part = multiply(part, coefs[i])
+    if winners is not None:
+        part = _if_won_lanes(part, load(winners, row * dim + c, zero), i, zero[0])
+    return part
+
+
+@inline
+def _part(p, order, grads, dim, c, zero):
+    return _one(p, order, grads[0], grads[1], grads[2], grads[3], dim, c, zero)
+
+
+@inline
+def _add_run(zero, order, start, end, grads, dim, c):
+    """Sum a run of occurrences from column c on, in the order of the batch."""
+    total = zero
+    for p in range(start, end):
+        total = add(total, _part(p, order, grads, dim, c, zero))
+    return total
+
+
+@inline
+def sum_run(zero, order, start, end, grads, dim, c):
+    """Sum a short run; the only occurrence of a row is taken as it is."""
+    _, _, coefs, winners = grads
+    if c >= dim:
+        return zero
+    if coefs is None and winners is None and end - start == 1:
+        return _part(start, order, grads, dim, c, zero)
+    return _add_run(zero, order, start, end, grads, dim, c)
+
+
+@inline
+def sum_by_block(zero, order, start, end, grads, dim, c, shift):
+    """Sum a long run; all threads of the block take part, and the first group gets the sum."""
+    room, group = _slices(zero), thread() >> shift
+    place = member_of(shift) * len(zero)
+    size = (end - start + SLICES - 1) // SLICES
+    if group < SLICES:
+        total = zero
+        if c < dim:
+            begin = start + group * size
+            total = _add_run(zero, order, begin, min(begin + size, end), grads, dim, c)
+        save(room, ((group << shift) * len(zero)) + place, total)
+    sync_block()
+    total = zero
+    if group == 0:
+        for each in range(SLICES):
+            total = add(total, load(room, ((each << shift) * len(zero)) + place, zero))
+    sync_block()  # so that the room can be used again
+    return total
+
+
+@inline
+def averaged(total, count, by_count, zero):
+    """A sum, divided by the number of its occurrences if asked for."""
+    return total if by_count is None else divide(total, cast(count, zero[0]))
+
+
+def sum_hot(order, chunks, found, grad, bags, coefs, winners, dim, partials, zero, shift, status):
+    """Sum each chunk, one a block, into its row of `partials`."""
+    if status[0] != NONE:
+        return
+    chunk = np.int64(block())
+    while chunk < found[2]:
+        start, end = np.int64(chunks[2 * chunk]), np.int64(chunks[2 * chunk + 1])
+        base = np.int64(0)
+        while base < dim:
+            c = base + member_of(shift) * len(zero)
+            total = sum_by_block(zero, order, start, end, (grad, bags, coefs, winners), dim, c, shift)
+            if thread() >> shift == 0 and c < dim:
+                save(partials, chunk * dim + c, total)
+            base += len(zero) << shift
+        chunk += blocks()
+
+
+@inline
+def sum_hot_segment(order, first, start, end, grads, partials, dim, c, zero, shift):
+    """Sum the run of a hot segment by a block, from its chunks if it has been cut."""
+    if first >= 0:
+        number = (end - start + CHUNK - 1) // CHUNK
+        whole = (partials, None, None, None)
+        return sum_by_block(zero, None, first, first + number, whole, dim, c, shift)
+    return sum_by_block(zero, order, start, end, grads, dim, c, shift)
+
+
+def segment_sum(order, offsets, found, grad, bags, coefs, winners, by_count, dim, values, zero, shift, status):
+    """Write the gradient sum of every short segment to its row of `values` (k, dim)."""
+    if status[0] != NONE:
+        return
+    s = group_of(shift)
+    while s < found[0]:
+        start, end = np.int64(offsets[s]), np.int64(offsets[s + 1])
+        c = member_of(shift) * len(zero)
+        while c < dim and end - start < SHORT:
+            total = sum_run(zero, order, start, end, (grad, bags, coefs, winners), dim, c)
+            save(values, s * dim + c, averaged(total, end - start, by_count, zero))
+            c += len(zero) << shift
+        s += groups(shift)
+
+
+def segment_sum_hot(
+    order,
+    offsets,
+    found,
+    hot,
+    hot_partials,
+    partials,
+    grad,
+    bags,
+    coefs,
+    winners,
+    by_count,
+    dim,
+    values,
+    zero,
+    shift,
+    status,
+):
+    """Write the gradient sum of every hot segment, one a block, to its row of `values`."""
+    if status[0] != NONE:
+        return
+    h = np.int64(block())
+    while h < found[1]:
+        s, first = np.int64(hot[h]), np.int64(hot_partials[h])
+        start, end = np.int64(offsets[s]), np.int64(offsets[s + 1])
+        base = np.int64(0)
+        while base < dim:
+            c = base + member_of(shift) * len(zero)
+            grads = (grad, bags, coefs, winners)
+            total = sum_hot_segment(order, first, start, end, grads, partials, dim, c, zero, shift)
+            if thread() >> shift == 0 and c < dim:
+                save(values, s * dim + c, averaged(total, end - start, by_count, zero))
+            base += len(zero) << shift
+        h += blocks()
