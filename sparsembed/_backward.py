@@ -1,5 +1,6 @@
 """From a caller's gradients to what the kernels sum: checks, bags expanded, one plan."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,17 @@ def check_mode(bags: Any, mode: Any) -> int:
             f"bags must be a sparsembed.Bags, got {type(bags).__name__}; make one with se.Bags(ids, offsets)"
         )
     return check.mode(mode, bags.per_sample_weights is not None)
+
+
+def table_of_max(mode: Any, weight: Any, num_rows: int, checked: Callable[[Any], Any]) -> Any:
+    """The table that mode "max" compares, `checked`; None for the other modes, which take none."""
+    if (mode == "max") != (weight is not None):
+        needs = "needs weight=, the table that was pooled" if mode == "max" else "takes no weight"
+        raise ValueError(f"mode={mode!r} {needs}")
+    table = None if weight is None else checked(weight)
+    if table is not None and len(table) != num_rows:
+        raise ValueError(f"weight must have num_rows = {num_rows} rows, got {len(table)}")
+    return table
 
 
 def weights_of(bags: Bags, dtype: Any) -> Array | None:

@@ -5,7 +5,7 @@ from typing import Any
 from . import _launch, _memory
 from . import _validate as check
 from ._arrays import kind_of, kind_of_either, to_kind
-from ._backward import check_bags, check_mode, pooled_gradients, result_dtype, row_gradient, weights_of
+from ._backward import check_bags, check_mode, pooled_gradients, result_dtype, row_gradient, table_of_max, weights_of
 from ._device import engine, on_device
 from ._lag import Lag
 from .bags import Bags
@@ -121,12 +121,7 @@ def pool_gradient(
         options = {"padding_idx": padding_idx, "weight": weight, "scale_grad_by_freq": scale_grad_by_freq}
         return engine("pooling").pool_gradient(bags, grad_out, num_rows, mode, **options)  # type: ignore[no-any-return]
     num_rows = check.count(num_rows, "num_rows")
-    if (mode == "max") != (weight is not None):
-        needs = "needs weight=, the table that was pooled" if mode == "max" else "takes no weight"
-        raise ValueError(f"mode={mode!r} {needs}")
-    table = None if weight is None else check.weight(weight)
-    if table is not None and len(table) != num_rows:
-        raise ValueError(f"weight must have num_rows = {num_rows} rows, got {len(table)}")
+    table = table_of_max(mode, weight, num_rows, check.weight)
     check_mode(bags, mode)
     padding = check.padding(padding_idx, num_rows)
     by_count = check.flag(scale_grad_by_freq, "scale_grad_by_freq")

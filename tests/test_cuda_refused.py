@@ -382,6 +382,20 @@ def test_values_are_read_on_the_stream_that_is_current_then(gpus, monkeypatch):
     assert "update_rows" in six.started
 
 
+@pytest.mark.parametrize("read", [lambda plan, gradient: plan.rows, lambda plan, gradient: gradient.to_host()])
+def test_what_another_thread_reads_has_its_device_made_current_first(gpus, monkeypatch, read):
+    from simulator import Queue
+
+    from sparsembed._cuda import queue
+
+    plan, gradient, done = se.plan(Held(IDS), 9), se.coalesce(Held(IDS), Held(GRAD), 9), []
+    opened, download = queue.open_queue, Queue.download
+    monkeypatch.setattr(queue, "open_queue", lambda *which: (done.append("open"), opened(*which))[1])
+    monkeypatch.setattr(Queue, "download", lambda self, array: (done.append("download"), download(self, array))[1])
+    read(plan, gradient)
+    assert done[0] == "open"
+
+
 def test_a_checkpoint_is_not_written_after_a_bad_id():
     t = table()
     t.update(Held(out_of_range()), Held(GRAD))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .. import _validate as check
-from .._backward import check_mode
+from .._backward import check_mode, table_of_max
 from . import inputs, launch, reading
 from .array import DeviceArray
 from .functional import result_dtype, row_gradient
@@ -95,9 +95,8 @@ def pooled_gradients(
     if mode == "max":
         assert source is not None
         room = queue.empty((where.num_bags, source.shape[1]), result_dtype(source))
-        with (
-            contextlib.nullcontext((source, False)) if rows_of is None else rows_of(session, where) as (rows, gathered)
-        ):
+        compared = contextlib.nullcontext((source, False)) if rows_of is None else rows_of(session, where)
+        with compared as (rows, gathered):
             winners = reading.pool_max(queue, rows, where, padding, room, status, gathered)
     return session, plan, launch.Gradients(grad, bag_of, coefs, winners, by_count)
 
@@ -139,12 +138,7 @@ def pool_gradient(
 ) -> DeviceRowGradient:
     """`sparsembed.pool_gradient` on a GPU."""
     num_rows = check.count(num_rows, "num_rows")
-    if (mode == "max") != (weight is not None):
-        needs = "needs weight=, the table that was pooled" if mode == "max" else "takes no weight"
-        raise ValueError(f"mode={mode!r} {needs}")
-    table = None if weight is None else inputs.weight(weight)
-    if table is not None and len(table) != num_rows:
-        raise ValueError(f"weight must have num_rows = {num_rows} rows, got {len(table)}")
+    table = table_of_max(mode, weight, num_rows, inputs.weight)
     check_mode(bags, mode)
     padding = check.padding(padding_idx, num_rows)
     by_count = check.flag(scale_grad_by_freq, "scale_grad_by_freq")

@@ -46,6 +46,7 @@ class DevicePlan(Plan):
 
     def wait(self) -> int:
         """Wait for the GPU, and raise if ids were out of range; returns the number of rows."""
+        inputs.queue_of(self.caller)  # makes its device the current one of this thread, perhaps another than before
         errors.raise_for(self.queue, self.status, self.call, self.flat)
         return int(self.queue.download(self.batch.found)[0])
 
