@@ -12,7 +12,9 @@ from .. import _validate as check
 from .._device import device_name
 from .._options import Options
 from .._storage import _TABLES
+from ..kernels.cpu.catch_up import STARTS
 from ..rules import Rule
+from ..rules._history import History
 from ..table import EmbeddingTable
 from . import errors, inputs, launch
 from . import queue as queues
@@ -74,7 +76,7 @@ class DeviceStorage(EmbeddingTable):
         with self._lock, inputs.lent(self._home, queues.open_queue(self._caller.device, stream or LEGACY)):
             yield self._home
 
-    def _hold(self, weight: Any, optimizer: Rule | None, options: Options) -> None:
+    def _hold(self, weight: Any, optimizer: Rule | None, options: Options) -> None:  # type: ignore[override]
         queue = self._home
         self._given = queue.upload(weight) if isinstance(weight, np.ndarray) else weight
         self._weight: Any = view(self._given, "weight")
@@ -82,7 +84,7 @@ class DeviceStorage(EmbeddingTable):
         self._optimizer, self._options, self._limit = optimizer, options, None
         if options.max_norm is not None:
             self._limit = _norms.limit(options.max_norm, options.norm_type, 1e-7, self._weight)  # 1e-7: as torch
-        self._steps = np.zeros(1, np.int64)
+        self._steps = np.zeros(3, np.int64)
         slots = () if optimizer is None else optimizer.slots
         row_slots = () if optimizer is None else optimizer.row_slots
         dtype = self._weight.dtype
@@ -94,42 +96,40 @@ class DeviceStorage(EmbeddingTable):
         self._lock = threading.RLock()
         _TABLES.add(self)
         self._last: Any = queue.filled((num_rows if self._catches_up else 0,), np.int32, 0)
-        self._begin()
+        self._history = None
+        if optimizer is not None and self._catches_up:
+            self._history = optimizer.history(dtype, 0)
 
-    def _constrain(self) -> None:
+    def _constrain(self) -> None:  # type: ignore[override]
         queue = self._home
         if self.padding_idx is not None:
             queue.write(self._weight.part(self.padding_idx, 1), np.zeros((1, self.dim), self._weight.dtype))
         if self._limit is not None:
             launch.clip_rows(queue, self._weight, self._limit, launch.new_status(queue))
 
-    def _begin(self) -> None:
-        """Start a history: every row is up to date, and `_last` says so."""
-        rule = self._optimizer
-        self._history = None
-        if rule is not None and self._catches_up:
-            self._history = rule.history(self._weight.dtype, self.step)
+    def _start_at(self, step: int) -> None:
+        """Note that every row is up to date at a step: a history starts there."""
+        self._steps[:] = step, step, self._steps[STARTS] + 1
 
-    def _current(self) -> Any:
+    def _current(self, history: History) -> Any:
         """The hyperparameters of the newest step."""
         rule: Any = self._optimizer
-        return type(rule).Hyper(*self._history.past[self._history.newest])
+        return type(rule).Hyper(*history.past[history.newest])
 
-    def _flush(self) -> None:
-        queue, like = self._home, self._current()
-        self._late.sync(queue, self._history)
+    def _flush(self, history: History) -> History:
+        queue, like = self._home, self._current(history)
+        self._late.sync(queue, history)
         hyper = queue.upload(np.array(like, self._weight.dtype))
         where = (self._optimizer, self._weight, self._state, self._last)
         self._late.flush(queue, *where, hyper, like, launch.new_status(queue))
-        self._begin()
+        self._start_at(self.step)
+        return self._synced(history)
 
     def flush(self) -> None:
         """Bring every row up to date with the dense optimizer."""
         with self._at_home():
-            if self._history is not None:
-                self._history.sync(self.step)
-                if self._history.newest:
-                    self._flush()
+            if self._history is not None and (history := self._synced(self._history)).newest:
+                self._flush(history)
 
     def synchronize(self) -> None:
         """Wait for the GPU, and raise for ids that were out of range since the last time."""
@@ -174,10 +174,9 @@ class DeviceStorage(EmbeddingTable):
         with self._at_home() as home:
             for mine, its in pairs:
                 home.write(mine, its)
-            self._steps[0] = host.step
             if self._catches_up:
                 home.write(self._last, np.full(self.num_rows, host.step, np.int32))
-            self._begin()
+            self._start_at(host.step)
 
     def _host(self) -> EmbeddingTable:
         """A table of the same kind in host memory, empty."""

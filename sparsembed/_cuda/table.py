@@ -32,19 +32,16 @@ class DeviceTable(DeviceStorage):
         with self._lock:
             late = None
             if self._history is not None:
-                self._late.sync(self._home, self._synced())
+                self._late.sync(self._home, self._synced(self._history))
                 late = self._read_late
             with self._running(session):
                 return functional.lookup(session, self._weight, ids, late=late)
 
-    def _synced(self) -> Any:
-        self._history.sync(self.step)
-        return self._history
-
     def _read_late(self, session: inputs.Session, flat: DeviceArray, rows: DeviceArray) -> None:
         """Read rows as they are after the newest step."""
         queue, dtype = session.queue, self._weight.dtype
-        like = self._current()
+        assert self._history is not None
+        like = self._current(self._history)
         hyper = queue.upload(np.array(like, dtype))
         where = (self._optimizer, self._weight, self._state, self._last)
         self._late.gather(queue, *where, flat, rows, hyper, like, session.status)
@@ -69,8 +66,8 @@ class DeviceTable(DeviceStorage):
         """The table, or if rows may have missed steps a row for each id of bags; and whether it is the latter."""
         with self._lock:
             gathered = self._history is not None
-            if gathered:
-                self._late.sync(self._home, self._synced())
+            if self._history is not None:
+                self._late.sync(self._home, self._synced(self._history))
             with self._running(session):
                 source = self._weight
                 if gathered:

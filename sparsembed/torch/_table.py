@@ -13,7 +13,7 @@ from .. import _validate as check
 from .._arrays import Array, as_array
 from .._backward import max_gradient, pooled_gradients, row_gradient
 from .._options import Options
-from .._storage import _LAST_STEP
+from .._saved import check_step
 from ..bags import Bags
 from ..gradient import RowGradient
 from ..pooling import per_sample_weights_gradient
@@ -38,6 +38,9 @@ def memory_of(parameter: Any) -> Array:
 class ParameterTable(LimitedTable):
     """A table in the memory of a parameter, whose padding row keeps what it holds, as torch's does."""
 
+    _parameter: Any  # a weak reference
+    address: int
+
     def __init__(self, parameter: Any, rule: Rule | None, fused: bool, options: Options) -> None:
         array = memory_of(parameter)
         options = options.checked(len(array), rule, array.dtype)
@@ -51,7 +54,11 @@ class ParameterTable(LimitedTable):
 
     def _place(self, parameter: Any) -> None:
         """Note whose memory this is, and where."""
-        self._parameter, self.address = ref(parameter), int(parameter.data_ptr())
+        self._commit(self._place_of(parameter))
+
+    @staticmethod
+    def _place_of(parameter: Any) -> dict[str, Any]:
+        return {"_parameter": ref(parameter), "address": int(parameter.data_ptr())}
 
     @property
     def _weight(self) -> Array:
@@ -65,8 +72,19 @@ class ParameterTable(LimitedTable):
     def _weight(self, array: Array) -> None:
         self._array = array
 
-    def _constrain(self) -> None:
-        self.suspect()  # a forward pass may be what meets a new weight first, and must not write to it
+    def _commit(self, found: dict[str, Any]) -> None:
+        if "_weight" in found:  # which is a property here
+            found = {"_array" if name == "_weight" else name: value for name, value in found.items()}
+        super()._commit(found)
+
+    def _constrain(self, weight: Array, limit: Any, padding_idx: int | None) -> None:
+        """Leave rows as they are: a forward pass may be what meets a new weight first, and must not write to it."""
+        self.suspect(limit)
+
+    def _ready_to_restore(self, sources: dict[str, Array]) -> int:
+        """Restore rows as they are."""
+        self.suspect()
+        return -1
 
     def checked(self, rule: Rule, saved: Any) -> dict[str, Any]:
         """Return a saved state as `attach` takes it; refuse a rule or a state that does not fit."""
@@ -74,14 +92,10 @@ class ParameterTable(LimitedTable):
 
     def attach(self, rule: Rule, state: Mapping[str, Any], owner: Any) -> None:
         """Start a rule, with a state that was `checked` or afresh; refuses nothing."""
-        self.flush()
-        self._hold(self._weight, rule, self._options)
-        if state:
-            for name, slot in self.state.items():
-                slot[...] = state[name]
-            self._steps[0] = state["step"]
-            self._begin()
-        self.owner = owner
+        with self._lock:
+            self.flush()
+            step, slots = (state["step"], state) if state else (0, None)
+            self._hold(self._weight, rule, self._options, step, slots, owner=owner)
 
     def saved(self) -> dict[str, Any]:
         """Return copies of the state, for `checked` and `attach`."""
@@ -93,34 +107,27 @@ class ParameterTable(LimitedTable):
             raise ValueError(f"a table's rule must keep the state of {self._optimizer}, got {rule}")
         self._trainable()
         rule.scalars(self.step + 1, self._weight.dtype)
-        if self._catches_up and self.step >= _LAST_STEP:
-            raise ValueError(f"the table has taken {self.step} steps, and {rule} counts no more")
+        check_step(rule, self.step + 1, "the step to take")
 
     def follow(self, parameter: Any) -> None:
         """Go where the parameter's memory is, if it has moved; state goes along, in the new dtype."""
         if parameter.data_ptr() == self.address:
             return
         array = memory_of(parameter)
-        with self._reading():
-            if self._history is not None and self._history.newest:
+        with self._lock:
+            if self._some_missed:
                 raise RuntimeError(
                     "weight got other memory while some of its rows had steps to catch up with; read module.weight, "
                     "which brings them up to date, before you replace or share its memory"
                 )
-        held = self._array
-        if array.shape != held.shape and self._optimizer is not None:
-            raise ValueError(f"weight must keep its shape {held.shape}, got {array.shape}; make a new module")
-        self._place(parameter)
-        self.suspect()
-        if (array.shape, array.dtype) == (held.shape, held.dtype):
-            self._weight = array
-            self._begin()
-            return
-        state, row_state, steps = self._state, self._row_state, self._steps
-        self._hold(array, self._optimizer, self._options)
-        if self._optimizer is not None:
-            self._state[...], self._row_state[...], self._steps = state, row_state, steps
-            self._begin()
+            held, place = self._array, self._place_of(parameter)
+            if array.shape != held.shape and self._optimizer is not None:
+                raise ValueError(f"weight must keep its shape {held.shape}, got {array.shape}; make a new module")
+            self.suspect()
+            if (array.shape, array.dtype) == (held.shape, held.dtype):
+                self._commit({"_weight": array, **place})
+                return
+            self._hold(array, self._optimizer, self._options, self.step, self._slots(), **place)
 
     def adopt(self, parameter: Any) -> None:
         """Be the table of this parameter, too."""
@@ -137,7 +144,8 @@ class ParameterTable(LimitedTable):
         if mode == "max" and self.written and len(bags.ids):
             return self._winners_gradient(bags, grad_out)
         padding = check.padding(self.padding_idx, self.num_rows)
-        with self._reading() as lag:
+        with self._guard:
+            lag = self._missed()
             if mode == "max":
                 return max_gradient([bags], [grad_out], self._weight, padding, lag, self.scale_grad_by_freq)
             where = (self.num_rows, padding, self._weight, self.dim, self._weight.dtype)
