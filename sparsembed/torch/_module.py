@@ -13,7 +13,8 @@ from ..rules import Rule
 from ..table import EmbeddingTable
 from . import _check
 from ._autograd import ANCHOR, merge_gradient, refuse_gradient
-from ._table import _TABLES, ParameterTable, memory_of, table_of
+from ._table import ParameterTable, memory_of, table_of
+from ._weight import TABLES
 
 _WATCHED: Any = WeakTensorKeyDictionary()  # parameters whose gradient a hook watches
 
@@ -75,7 +76,7 @@ class TableModule(torch.nn.Module):
     def _check_weight(self, weight: Any) -> None:
         """Refuse a weight that this module could not use in place of the one it has."""
         before = self._bound[1]
-        its = _TABLES.get(weight)
+        its = TABLES.get(weight)
         if its is not None:
             self._check_shared(its)
             return
@@ -201,4 +202,4 @@ class TableModule(torch.nn.Module):
         super().__setstate__(state)
         table = self._bind(self._parameters["weight"])
         if rule is not None and table.optimizer is None:
-            table.attach(rule, table.checked(rule, saved), table.owner)
+            table.train(rule, table.checked(rule, saved), table.owner)

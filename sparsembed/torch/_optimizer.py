@@ -76,7 +76,7 @@ class Optimizer(SavedOptimizer):
 
     def _attach(self, work: list[tuple[ParameterTable, Rule, dict[str, Any]]]) -> None:
         for table, rule, state in work:
-            table.attach(rule, state, weakref.ref(self))
+            table.train(rule, state, weakref.ref(self))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, whose tables start fresh.
@@ -144,7 +144,7 @@ class Optimizer(SavedOptimizer):
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
-            with torch.enable_grad():
+            with torch.enable_grad(), torch._C._EnableTorchFunction():  # it is not ours
                 loss = closure()
         work = []  # nothing is stepped before all has been checked
         for index, group in enumerate(self.param_groups):
@@ -202,7 +202,7 @@ class Optimizer(SavedOptimizer):
                 raise RuntimeError(
                     "another Optimizer was made for this table since, and started its state anew; use that"
                 )
-            table.attach(rule, table.checked(rule, self.state[parameter]), weakref.ref(self))  # a copy's first step
+            table.train(rule, table.checked(rule, self.state[parameter]), weakref.ref(self))  # a copy's first step
             del self.state[parameter]
         return table
 

@@ -6,7 +6,6 @@ from weakref import WeakSet, ref
 
 import numpy as np
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _memory
 from .. import _validate as check
@@ -20,16 +19,15 @@ from ..pooling import per_sample_weights_gradient
 from ..rules import Rule
 from . import _check, _state
 from ._limited import LimitedTable, version
-
-# Not an attribute of the parameter, which torch would pickle with it.
-_TABLES: Any = WeakTensorKeyDictionary()
+from ._weight import TABLES, watch
 
 
 def memory_of(parameter: Any) -> Array:
     """Return the memory of a parameter; refuse what no table can lie in."""
     _check.place(parameter.device, "weight")
     _check.dtype(parameter.dtype, "weight.dtype")
-    array = check.weight(parameter)
+    with torch._C.DisableTorchFunctionSubclass():  # for a table that is on its way here
+        array = check.weight(parameter)
     check.count(len(array), "num_embeddings")
     check.in_place(array, "weight", "a contiguous copy")
     return array
@@ -83,6 +81,12 @@ class ParameterTable(LimitedTable):
             self._begin()
         self.owner = owner
 
+    def train(self, rule: Rule, state: Mapping[str, Any], owner: Any) -> None:
+        """Start a rule as `attach` does, and watch the parameter if rows catch up now."""
+        self.attach(rule, state, owner)
+        if self._catches_up:
+            watch(self._parameter())
+
     def saved(self) -> dict[str, Any]:
         """Return copies of the state, for `checked` and `attach`."""
         return {"step": self.step, **{name: _memory.copy(array) for name, array in self.state.items()}}
@@ -125,7 +129,9 @@ class ParameterTable(LimitedTable):
     def adopt(self, parameter: Any) -> None:
         """Be the table of this parameter, too."""
         self._place(parameter)
-        _TABLES[parameter] = self
+        TABLES[parameter] = self
+        if self._catches_up:
+            watch(parameter)
 
     def is_left(self, parameter: Any) -> bool:
         """Whether all modules whose weight this parameter was have another one now."""
@@ -160,7 +166,7 @@ class ParameterTable(LimitedTable):
 
 def table_of(parameter: Any) -> ParameterTable | None:
     """Return the table of a parameter, or None if it is no table."""
-    table: ParameterTable | None = _TABLES.get(parameter)
+    table: ParameterTable | None = TABLES.get(parameter)
     if table is not None:
         table.follow(parameter)
     return table
