@@ -68,15 +68,12 @@ class Optimizer(SavedOptimizer):
         self._rule = rule
         self._rules: list[Rule] = []  # one for each group
         self._shown: list[dict[str, Any]] = []  # hyperparameters of each group when its rule was made
+        self._pending = {}
         waiting: list[Any] = []
         self._waiting = waiting
         super().__init__(params, _groups.shown(rule))
         del self._waiting
         self._attach(waiting)
-
-    def _attach(self, work: list[tuple[ParameterTable, Rule, dict[str, Any]]]) -> None:
-        for table, rule, state in work:
-            table.train(rule, state, weakref.ref(self))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, whose tables start fresh.
@@ -198,12 +195,12 @@ class Optimizer(SavedOptimizer):
         """Return the table of a parameter, which must be this optimizer's."""
         table = trainable(parameter)
         if table.owner() is not self:
-            if parameter not in self.state:
+            if parameter not in self._pending:
                 raise RuntimeError(
                     "another Optimizer was made for this table since, and started its state anew; use that"
                 )
-            table.train(rule, table.checked(rule, self.state[parameter]), weakref.ref(self))  # a copy's first step
-            del self.state[parameter]
+            table.train(rule, table.checked(rule, self._pending[parameter]), weakref.ref(self))  # a copy's first step
+            del self._pending[parameter]
         return table
 
     def flush(self) -> None:

@@ -87,6 +87,12 @@ class ParameterTable(LimitedTable):
         if self._catches_up:
             watch(self._parameter())
 
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """Names of the slots, without bringing rows up to date."""
+        rule = self._optimizer
+        return () if rule is None else (*rule.slots, *rule.row_slots)
+
     def saved(self) -> dict[str, Any]:
         """Return copies of the state, for `checked` and `attach`."""
         return {"step": self.step, **{name: _memory.copy(array) for name, array in self.state.items()}}
