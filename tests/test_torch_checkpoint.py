@@ -1,6 +1,7 @@
 """The state of tables as others see it: torch's checkpoint helpers and optimizers, hooks, and code that resets it."""
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -258,3 +259,59 @@ def test_hyperparameters_that_a_rule_does_not_have_are_refused(name):
     with pytest.raises(TypeError, match="no hyperparameters of SparseAdam"):
         optimizer.step()
     assert module.table.step == 0
+
+
+def test_the_state_of_a_fused_table_is_read_with_weights_only():
+    """And what earlier versions saved, NumPy arrays, can be loaded, too."""
+
+    def made(seed):
+        torch.manual_seed(seed)
+        return st.Embedding(ROWS, DIM, fused=True, optimizer=se.Adam(lr=0.1))
+
+    def step(module, *ids):
+        module(torch.tensor(ids)).pow(2).sum().backward()
+
+    module = made(0)
+    step(module, 1, 2)
+    step(module, 3)
+    file = io.BytesIO()
+    torch.save(module.table.state_dict(), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    assert saved["step"] == 2
+    assert all(isinstance(value, torch.Tensor) for name, value in saved.items() if name != "step")
+    arrays = {name: value if name == "step" else value.numpy() for name, value in saved.items()}
+    others = [made(1), made(1)]
+    for other, state in zip(others, (saved, arrays), strict=True):
+        other.table.load_state_dict(state)
+    for each in (module, *others):
+        step(each, 2)
+    for other in others:
+        assert torch.equal(other.weight, module.weight)
+        assert other.table.step == 3
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_table_is_copied_without_its_module(how, fused, rule):
+    ids, grad_out = torch.tensor([1, 2]), torch.ones(2, DIM)
+    options = {"padding_idx": 0, "scale_grad_by_freq": True}
+    if fused:
+        module = st.Embedding(ROWS, DIM, fused=True, optimizer=rule, **options)
+    else:
+        module = st.Embedding(ROWS, DIM, **options)
+        optimizer = st.Optimizer(module.parameters(), rule)
+    module(ids).sum().backward()
+    if not fused:
+        optimizer.step()
+    before = module.weight.detach().clone()
+    table = how(module.table)
+    assert type(table) is se.EmbeddingTable
+    assert (table.step, table.optimizer, table.padding_idx, table.scale_grad_by_freq) == (1, rule, 0, True)
+    assert torch.equal(torch.from_numpy(table.weight), before)
+    table.update(ids, grad_out)
+    assert torch.equal(module.weight, before)
+    module.table.update(ids, grad_out)
+    for name, value in table.state_dict().items():
+        assert (module.table.state_dict()[name] == torch.as_tensor(value)).all()

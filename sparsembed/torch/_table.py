@@ -17,6 +17,7 @@ from ..bags import Bags
 from ..gradient import RowGradient
 from ..pooling import per_sample_weights_gradient
 from ..rules import Rule
+from ..table import EmbeddingTable
 from . import _check, _state
 from ._limited import LimitedTable, version
 from ._weight import TABLES, watch
@@ -97,6 +98,20 @@ class ParameterTable(LimitedTable):
         """Return copies of the state, for `checked` and `attach`."""
         return {"step": self.step, **{name: _memory.copy(array) for name, array in self.state.items()}}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of everything that training changes, as tensors, which ``torch.load(weights_only=True)`` reads.
+
+        `load_state_dict` takes tensors and NumPy arrays.
+        """
+        return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in super().state_dict().items()}
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copy and pickle as the table alone: the parameter goes with its module."""
+        saved = self.__getstate__()
+        state = saved["state_dict"].items()
+        saved["state_dict"] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in state}
+        return _alone, (saved,)
+
     def ready(self, rule: Rule | None) -> None:
         """Refuse what the next step could not do, before any of several tables steps."""
         if rule is None or type(rule) is not type(self._optimizer):
@@ -168,6 +183,12 @@ class ParameterTable(LimitedTable):
         if self.padding_idx is not None:
             gradient[bags.ids == self.padding_idx] = 0
         return torch.from_numpy(gradient)
+
+
+def _alone(saved: dict[str, Any]) -> EmbeddingTable:
+    table = EmbeddingTable.__new__(EmbeddingTable)
+    table.__setstate__(saved)
+    return table
 
 
 def table_of(parameter: Any) -> ParameterTable | None:
