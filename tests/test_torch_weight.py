@@ -227,3 +227,16 @@ def test_rules_that_miss_nothing_leave_the_parameter_alone():
     module = st.Embedding(ROWS, DIM)
     st.Optimizer(module.parameters(), se.SparseAdam())
     assert type(module.weight) is torch.nn.Parameter
+
+
+def test_a_parameter_is_made_of_a_weight_as_of_any_other():
+    ours, theirs = pair("Adam")
+    made = [torch.nn.Parameter(each.module._parameters["weight"]) for each in (ours, theirs)]
+    close(*made)
+    for each, parameter in zip((ours, theirs), made, strict=True):
+        assert isinstance(parameter, torch.nn.Parameter)
+        assert parameter.requires_grad
+        assert parameter.is_leaf
+        assert parameter.data_ptr() == each.module.weight.data_ptr()
+    assert type(ours.module.weight.detach()) is torch.Tensor
+    assert [*ours.module.state_dict().values()][0].__class__ is torch.Tensor

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _memory
 from .. import _validate as check
@@ -13,10 +12,8 @@ from ..rules import Rule
 from ..table import EmbeddingTable
 from . import _check
 from ._autograd import ANCHOR, merge_gradient, refuse_gradient
-from ._table import ParameterTable, memory_of, table_of
+from ._table import ParameterTable, memory_of, released, table_of
 from ._weight import TABLES
-
-_WATCHED: Any = WeakTensorKeyDictionary()  # parameters whose gradient a hook watches
 
 
 def new_weight(num_embeddings: Any, embedding_dim: Any, device: Any, dtype: Any) -> Any:
@@ -124,9 +121,9 @@ class TableModule(torch.nn.Module):
 
     def _watch(self, weight: Any) -> None:
         """Hook a parameter's gradient, once it can have one."""
-        if weight.requires_grad and weight.is_leaf and weight not in _WATCHED:
-            weight.register_post_accumulate_grad_hook(refuse_gradient if self.fused else merge_gradient)
-            _WATCHED[weight] = True
+        hook = refuse_gradient if self.fused else merge_gradient
+        if weight.requires_grad and weight.is_leaf and hook not in (weight._post_accumulate_grad_hooks or {}).values():
+            weight.register_post_accumulate_grad_hook(hook)
 
     def _leaf(self, weight: Any) -> Any:
         """Return what makes autograd come back for a gradient, or None if nothing is to be recorded."""
@@ -174,7 +171,8 @@ class TableModule(torch.nn.Module):
         _check.place(probe.device, "weight")
         _check.dtype(probe.dtype, "weight.dtype")
         table.flush()
-        super()._apply(fn, recurse)
+        with released(weight):
+            super()._apply(fn, recurse)
         self._current()
         return self
 
@@ -183,8 +181,10 @@ class TableModule(torch.nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
-        self._current()[1].flush()
-        super()._load_from_state_dict(*arguments)
+        weight, table = self._current()
+        table.flush()
+        with released(weight):
+            super()._load_from_state_dict(*arguments)
         weight, table = self._current()
         table.settle(weight)
 

@@ -1,6 +1,7 @@
 """ParameterTable: the table that lies in the memory of a torch parameter."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakSet, ref
 
@@ -50,7 +51,8 @@ class ParameterTable(LimitedTable):
 
     def _place(self, parameter: Any) -> None:
         """Note whose memory this is, and where."""
-        self._parameter, self.address = ref(parameter), int(parameter.data_ptr())
+        self._parameter: Callable[[], Any] = ref(parameter)
+        self.address = int(parameter.data_ptr())
 
     @property
     def _weight(self) -> Array:
@@ -197,6 +199,23 @@ def table_of(parameter: Any) -> ParameterTable | None:
     if table is not None:
         table.follow(parameter)
     return table
+
+
+@contextlib.contextmanager
+def released(parameter: Any) -> Iterator[None]:
+    """Refer to a parameter as torch.utils.swap_tensors wants it, not weakly, while a module converts it."""
+    if not torch.__future__.get_swap_module_params_on_conversion() or (table := TABLES.pop(parameter, None)) is None:
+        yield
+        return
+    table._parameter = lambda: parameter
+    try:
+        yield
+    finally:  # another tensor is in it now, of another class, and without the hooks that Python still shows
+        TABLES[parameter], table._parameter = table, ref(parameter)
+        if (hooks := parameter._post_accumulate_grad_hooks) is not None:
+            parameter._post_accumulate_grad_hooks = hooks
+        if table._catches_up:
+            watch(parameter)
 
 
 def trainable(parameter: Any, position: int | None = None) -> ParameterTable:

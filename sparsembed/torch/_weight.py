@@ -1,11 +1,13 @@
 """TableWeight: a parameter whose rows are up to date whenever torch reads or writes them."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+_NEW: Any = torch.nn.Parameter.__new__.__code__
 # The table of each parameter.  Not an attribute of the parameter, which torch would pickle with it.
 TABLES: Any = WeakTensorKeyDictionary()
 
@@ -40,7 +42,10 @@ class TableWeight(torch.nn.Parameter):
                     # If the memory was replaced, nothing lies here that the table could bring up to date.
                     if table is not None and weight.data_ptr() == table.address:
                         table.flush()
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+        if func is _Tensor.detach and sys._getframe(1).f_code is _NEW:  # which wants the class that it was given
+            result.__class__ = cls
+        return result
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Parameter containing:\n{self.detach().requires_grad_(self.requires_grad)!r}"
