@@ -4,12 +4,12 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..bags import Bags
 from ..gradient import RowGradient
 from ._limited import version
 from ._table import ParameterTable
+from ._transforms import once, refuse_batched
 from ._untraced import untraced
 
 # Ids need no gradient, and the weight of a fused table gets none: this leaf does, so that backward comes.
@@ -26,15 +26,15 @@ class Lookup(torch.autograd.Function):
         return ctx.table.read(ids)
 
     @staticmethod
-    @once_differentiable
     @untraced
     def backward(ctx: Any, grad_out: Any) -> Any:
         (ids,) = ctx.saved_tensors
+        refuse_batched(grad_out)
         if ctx.table.fused:
-            collect(ctx.table, ctx.weight, ids, grad_out, None)
+            collect(ctx.table, ctx.weight, ids, grad_out.detach(), None)
             return None, None, None
         renew_gradient(ctx.weight)
-        return ctx.table.gradient(ids, grad_out).to_torch(), None, None
+        return once(lambda: ctx.table.gradient(ids, grad_out).to_torch(), grad_out), None, None
 
 
 class Pool(torch.autograd.Function):
@@ -49,10 +49,10 @@ class Pool(torch.autograd.Function):
         return table.read_pooled(bags, mode)
 
     @staticmethod
-    @once_differentiable
     @untraced
     def backward(ctx: Any, grad_out: Any) -> Any:
-        _ = ctx.saved_tensors  # raises if they were changed in place
+        _, given = ctx.saved_tensors  # raises if they were changed in place
+        refuse_batched(grad_out)
         table, bags, mode = ctx.table, ctx.bags, ctx.mode
         stand = version(ctx.weight), ctx.weight.data_ptr()
         if (ctx.needs_input_grad[1] or mode == "max") and stand != ctx.stand:
@@ -62,12 +62,12 @@ class Pool(torch.autograd.Function):
             )
         gradient = factors = None
         if ctx.needs_input_grad[1]:
-            factors = table.weights_gradient(bags, grad_out)
+            factors = once(lambda: table.weights_gradient(bags, grad_out), grad_out, ctx.weight)
         if ctx.needs_input_grad[0] and table.fused:
-            collect(table, ctx.weight, bags, grad_out, mode)
+            collect(table, ctx.weight, bags, grad_out.detach(), mode)
         elif ctx.needs_input_grad[0]:
             renew_gradient(ctx.weight)
-            gradient = table.pooled_gradient(bags, grad_out, mode).to_torch()
+            gradient = once(lambda: table.pooled_gradient(bags, grad_out, mode).to_torch(), grad_out, given)
         return gradient, factors, None, None, None, None
 
 

@@ -70,6 +70,22 @@ class TableModule(torch.nn.Module):
             table.notice(weight)
         return weight, table
 
+    def _settled(self) -> Any:
+        """Return the weight for a program that reads it as it lies: rows are up to date, and none is too long, now."""
+        parameter, table = self._bound  # what torch puts in place of the weight while it records has no memory
+        if parameter is not None:
+            table.flush()
+            table.settle(parameter)
+        return self._parameters["weight"]
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse what torch.jit.script cannot read."""
+        kind = "Embedding" if isinstance(self, torch.nn.Embedding) else "EmbeddingBag"
+        raise NotImplementedError(
+            "torch.jit.script cannot compile a table; use torch.export.export or torch.jit.trace, or put "
+            f"torch.nn.{kind}.from_pretrained(module.weight.detach()) in its place first"
+        )
+
     def _check_weight(self, weight: Any) -> None:
         """Refuse a weight that this module could not use in place of the one it has."""
         before = self._bound[1]

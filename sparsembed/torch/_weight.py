@@ -1,5 +1,6 @@
 """TableWeight: a parameter whose rows are up to date whenever torch reads or writes them."""
 
+import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -58,6 +59,19 @@ def _weights(values: Iterable[Any]) -> Iterator[Any]:
             yield value
         elif isinstance(value, tuple | list):
             yield from _weights(value)
+
+
+@contextlib.contextmanager
+def unwatched(parameter: Any) -> Iterator[None]:
+    """Make a weight a parameter like any other, for modes of torch that look at its class."""
+    if type(parameter) is not TableWeight:
+        yield
+        return
+    parameter.__class__ = torch.nn.Parameter
+    try:
+        yield
+    finally:
+        parameter.__class__ = TableWeight
 
 
 def watch(parameter: Any) -> None:
