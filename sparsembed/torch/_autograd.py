@@ -129,11 +129,11 @@ def collect(table: ParameterTable, weight: Any, lookup: Any, grad_out: Any, mode
 
 
 def renew_gradient(parameter: Any) -> None:
-    """Replace a gradient without rows by one in torch's memory, which torch can resize when it adds to it."""
+    """Give a gradient without rows memory of torch's, which it can resize when it adds to it."""
     grad = parameter.grad if parameter.is_leaf else None
     if grad is not None and grad.is_sparse and grad._nnz() == 0:
         rows, values = torch.empty((1, 0), dtype=torch.int64), torch.empty((0, grad.shape[1]), dtype=grad.dtype)
-        parameter.grad = torch.sparse_coo_tensor(rows, values, grad.shape, check_invariants=False)
+        grad.data = torch.sparse_coo_tensor(rows, values, grad.shape, check_invariants=False)
 
 
 @untraced
@@ -146,7 +146,7 @@ def merge_gradient(parameter: Any) -> None:
     if (rows[1:] > rows[:-1]).all():  # torch forgets that of a gradient which it stores
         grad._coalesced_(True)
     else:
-        parameter.grad = RowGradient.from_torch(grad).to_torch()
+        grad.data = RowGradient.from_torch(grad).to_torch()  # the tensor stays the one that others may hold
 
 
 @untraced

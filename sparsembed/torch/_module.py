@@ -90,7 +90,7 @@ class TableModule(torch.nn.Module):
         """Refuse a weight that this module could not use in place of the one it has."""
         before = self._bound[1]
         its = TABLES.get(weight)
-        if its is not None:
+        if its is not None and not self._supersedes(its, weight):
             self._check_shared(its)
             return
         array = memory_of(weight)
@@ -110,6 +110,12 @@ class TableModule(torch.nn.Module):
                 f"{before.optimizer} and {table.optimizer}"
             )
 
+    def _supersedes(self, table: ParameterTable, weight: Any) -> bool:
+        """Whether a table has nothing but the options of modules that are gone, or have another weight now."""
+        if self.fused or table.optimizer is not None or table._options == self._options():
+            return False
+        return not any(each is not self and each._parameters.get("weight") is weight for each in table.users)
+
     def register_parameter(self, name: str, param: Any) -> None:
         """Install a parameter, as ``module.weight = ...`` and ``load_state_dict(assign=True)`` do."""
         if name == "weight" and param is not None and "_bound" in self.__dict__ and self._bound[1] is not None:
@@ -123,6 +129,9 @@ class TableModule(torch.nn.Module):
                 "weight is no parameter of this module any more; a table cannot be parametrized or pruned"
             )
         table = table_of(weight)
+        if table is not None and self._supersedes(table, weight):
+            table.retire()
+            table = None
         if table is None and self.fused and self._bound[1] is not None:
             table = self._bound[1]  # its rule and state stay with the module
             table.follow(weight)
@@ -146,6 +155,11 @@ class TableModule(torch.nn.Module):
         if not (weight.requires_grad and torch.is_grad_enabled()):
             return None
         self._watch(weight)
+        if self.fused and getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None:
+            raise RuntimeError(
+                "a fused table cannot be trained in DistributedDataParallel: each process would step with the gradients "
+                "of its own batch; make the module without fused=True, and give it to sparsembed.torch.Optimizer"
+            )
         return ANCHOR if self.fused else weight
 
     @property
@@ -169,7 +183,10 @@ class TableModule(torch.nn.Module):
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
         if name == "weight" and self.__dict__.get("_bound", (None,))[0] is value:
-            table = self._current()[1]
+            try:
+                table = self._current()[1]
+            except (TypeError, ValueError):  # no table can lie in this memory; it is read in order to put that right
+                return value
             table.flush()
             table.suspect()
         return value

@@ -156,6 +156,13 @@ class ParameterTable(LimitedTable):
         if self._catches_up:
             watch(parameter)
 
+    def retire(self) -> None:
+        """Be no parameter's table any more: its modules look for one again when they are used."""
+        self._parameter = lambda: None
+        for each in list(self.users):
+            if each._bound[1] is self:
+                each._bound = (None, self)
+
     def is_left(self, parameter: Any) -> bool:
         """Whether all modules whose weight this parameter was have another one now."""
         users = list(self.users)

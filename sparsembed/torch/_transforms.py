@@ -19,6 +19,8 @@ def recording(value: Any) -> bool:
 
 def faking() -> bool:
     """Whether torch runs modules on tensors without numbers, or records what it dispatches (make_fx)."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
     keys = torch._C._TorchDispatchModeKey
     return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY))
 
