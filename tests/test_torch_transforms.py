@@ -146,7 +146,9 @@ def symbolic(module, inputs):
             self.inner = module
 
     Whole.forward = (
-        (lambda self, ids: self.inner(ids)) if len(inputs) == 1 else (lambda self, ids, offsets: self.inner(ids, offsets))
+        (lambda self, ids: self.inner(ids))
+        if len(inputs) == 1
+        else (lambda self, ids, offsets: self.inner(ids, offsets))
     )
     return torch.fx.symbolic_trace(Whole())
 
@@ -280,7 +282,9 @@ def test_transforms_of_the_dense_part(cls, how):
         each = func.vmap(func.grad(loss), in_dims=(None, 0))(parameters, ids)
         last = func.vmap(func.grad(loss), in_dims=(None, -1))(parameters, ids.movedim(0, -1))
         twice = func.vmap(func.vmap(loss, (None, 0)), (None, 0))(parameters, ids.reshape(7, 1, *ids.shape[1:]))
-        same = func.vmap(lambda p, i=ids, f=loss: f(p, i[0]))({k: torch.stack([v, 2 * v]) for k, v in parameters.items()})
+        same = func.vmap(lambda p, i=ids, f=loss: f(p, i[0]))(
+            {k: torch.stack([v, 2 * v]) for k, v in parameters.items()}
+        )
         ones = {k: torch.ones_like(v) for k, v in parameters.items()}
         jvp = func.jvp(lambda p, i=ids, f=loss: f(p, i[0]), (parameters,), (ones,))
         hessian = func.hessian(loss)(parameters, ids[0])
@@ -317,7 +321,7 @@ def test_transforms_that_would_pass_through_a_table_are_refused():
         lambda: func.grad(by_factors)(torch.ones(1, 2)),
         lambda: func.vmap(module)(T([1, 2])),
         lambda: func.grad(lambda x: (module(T([1])) * x).sum())(torch.ones(DIM)),
-        lambda: func.vmap(lambda i, o: bag(i, o))(T([[1, 2]]), T([[0, 1]])),
+        lambda: func.vmap(bag)(T([[1, 2]]), T([[0, 1]])),
     ]
     for call in refused:
         with pytest.raises(NotImplementedError, match=r"torch\.func .*only where it is frozen"):

@@ -168,7 +168,7 @@ def test_averages_are_those_of_the_dense_optimizer(name, average, fused):
         lambda p: torch._foreach_norm([p])[0],
         lambda p: torch.nn.functional.embedding(torch.tensor([0, 1]), p),
         lambda p: torch.from_numpy(p.detach().numpy().copy()),
-        lambda p: copy.deepcopy(p),
+        copy.deepcopy,
         lambda p: pickle.loads(pickle.dumps(p)),
         lambda p: torch.tensor(p.tolist()),
         lambda p: torch.equal(p, p.detach().clone()) and p.data,
@@ -191,6 +191,9 @@ def test_what_every_training_loop_asks_costs_no_pass_over_the_table():
     ours, _ = pair("Adam")
     model = torch.nn.Sequential(ours.module)
     weight = model[0]._parameters["weight"]
+    with torch._C.DisableTorchFunctionSubclass():  # what lies in memory, whatever rows have missed
+        memory = weight.detach()
+    before = memory.clone()
     ours.module(torch.tensor([1])).sum().backward()
     st.clip_grad_norm_(model.parameters(), 1.0)
     torch.nn.utils.get_total_norm([weight.grad.to_dense()])
@@ -200,9 +203,9 @@ def test_what_every_training_loop_asks_costs_no_pass_over_the_table():
     assert sum(each.numel() for each in model.parameters()) == ROWS * DIM
     assert (weight.shape, weight.dtype, weight.device) == ((ROWS, DIM), torch.float64, torch.device("cpu"))
     assert st.table_parameters(model)[0] is weight
-    assert ours.module._bound[1]._history.newest == 3
+    assert torch.equal(memory, before)
     weight.sum()
-    assert ours.module._bound[1]._history.newest == 0
+    assert not torch.equal(memory, before)
 
 
 def test_a_closure_reads_rows_that_are_up_to_date():
@@ -239,4 +242,4 @@ def test_a_parameter_is_made_of_a_weight_as_of_any_other():
         assert parameter.is_leaf
         assert parameter.data_ptr() == each.module.weight.data_ptr()
     assert type(ours.module.weight.detach()) is torch.Tensor
-    assert [*ours.module.state_dict().values()][0].__class__ is torch.Tensor
+    assert type(ours.module.state_dict()["weight"]) is torch.Tensor

@@ -157,8 +157,8 @@ class TableModule(torch.nn.Module):
         self._watch(weight)
         if self.fused and getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None:
             raise RuntimeError(
-                "a fused table cannot be trained in DistributedDataParallel: each process would step with the gradients "
-                "of its own batch; make the module without fused=True, and give it to sparsembed.torch.Optimizer"
+                "a fused table cannot be trained in DistributedDataParallel: each process would step with its own "
+                "gradients; make the module without fused=True, and give it to sparsembed.torch.Optimizer"
             )
         return ANCHOR if self.fused else weight
 

@@ -204,7 +204,7 @@ class Optimizer(SavedOptimizer):
         return table
 
     def flush(self) -> None:
-        """Bring every row up to date, for whoever reads parameters other than as `module.weight`."""
+        """Bring every row up to date, for whoever reads their memory by other ways than functions of torch."""
         for group, rule in zip(self.param_groups, self._rules, strict=True):
             for parameter in group["params"]:
                 self._table(parameter, rule).flush()

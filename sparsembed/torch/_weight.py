@@ -48,7 +48,7 @@ class TableWeight(torch.nn.Parameter):
             result.__class__ = cls
         return result
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self) -> str:
         return f"Parameter containing:\n{self.detach().requires_grad_(self.requires_grad)!r}"
 
 
