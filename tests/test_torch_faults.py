@@ -171,6 +171,19 @@ def test_options_of_modules_that_share_a_weight_now():
         kept.weight = parameter
 
 
+@pytest.mark.parametrize("mode", ["max", "sum"])
+def test_a_step_of_the_table_itself_between_forward_and_backward(mode):
+    """It tells torch nothing, and changes the rows that backward compares or multiplies with."""
+    bag = st.EmbeddingBag(4, 2, mode=mode, fused=True, optimizer=se.SGD(lr=1.0))
+    factors = torch.ones(1, 2, requires_grad=True) if mode == "sum" else None
+    loss = bag(T([[1, 2]]), per_sample_weights=factors).sum()
+    bag.table.update(T([1]), torch.ones(1, 2))
+    before = bag.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="rows of the table were changed"):
+        loss.backward()
+    assert torch.equal(bag.weight, before)
+
+
 @pytest.fixture
 def process_group(tmp_path):
     distributed = pytest.importorskip("torch.distributed")

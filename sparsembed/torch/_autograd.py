@@ -44,7 +44,7 @@ class Pool(torch.autograd.Function):
     def forward(ctx: Any, leaf: Any, factors: Any, ids: Any, bags: Bags, mode: str, source: tuple[Any, Any]) -> Any:
         weight, table = source
         ctx.weight, ctx.table, ctx.bags, ctx.mode = weight, table, bags, mode
-        ctx.stand = version(weight), weight.data_ptr()
+        ctx.stand = version(weight), weight.data_ptr(), table.step  # which a step of `module.table` changes alone
         ctx.save_for_backward(ids, factors)
         return table.read_pooled(bags, mode)
 
@@ -54,7 +54,7 @@ class Pool(torch.autograd.Function):
         _, given = ctx.saved_tensors  # raises if they were changed in place
         refuse_batched(grad_out)
         table, bags, mode = ctx.table, ctx.bags, ctx.mode
-        stand = version(ctx.weight), ctx.weight.data_ptr()
+        stand = version(ctx.weight), ctx.weight.data_ptr(), table.step
         if (ctx.needs_input_grad[1] or mode == "max") and stand != ctx.stand:
             raise RuntimeError(
                 "rows of the table were changed by an inplace operation (such as an optimizer step), or moved, between "

@@ -40,6 +40,8 @@ class Optimizer(SavedOptimizer):
     `se.Adam`, `se.AdamW` and momentum that is what torch's dense optimizers do, too: they leave a parameter whose
     gradient is None alone.  Making another `Optimizer` for a table starts its state anew.
 
+    ``state[parameter]`` shows the step and the slots of a table, in its memory; ``state = {}`` starts all anew.
+
     Examples
     --------
     >>> import torch, sparsembed as se, sparsembed.torch

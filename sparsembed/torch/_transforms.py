@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.fx import Proxy
 
 ADVICE = "look rows up before it, or use torch.nn.Embedding or torch.nn.EmbeddingBag there"
 
 
 def recording(value: Any) -> bool:
     """Whether torch records a program: what NumPy and the engine do with this input would be a constant in it."""
-    if torch.jit.is_tracing() or isinstance(value, torch.fx.Proxy):
+    if torch.jit.is_tracing() or isinstance(value, Proxy):
         return True
     exporting = getattr(torch.compiler, "is_exporting", None)  # which not every torch has
     return exporting is not None and bool(exporting())
