@@ -118,3 +118,26 @@ def row_wise(array: Array) -> Array:
         view.setflags(write=False)
         return view
     return read_only(array)
+
+
+def overlaps(array: Array) -> bool:
+    """Whether two elements share memory (as in a broadcast or strided view)."""
+    if array.flags.c_contiguous or array.size < 2:
+        return False
+    axes = sorted((abs(s), e) for s, e in zip(array.strides, array.shape, strict=True) if e > 1)
+    reach = array.itemsize  # of the elements along the axes so far
+    for stride, extent in axes:
+        if stride < reach:
+            break
+        reach += (extent - 1) * stride
+    else:
+        return False
+    (inner, columns), (outer, rows) = axes if len(axes) == 2 else ((0, 0), (0, 0))
+    if inner < array.itemsize:
+        return True
+    # Rows of a matrix may lie between each other: an element i rows further meets one that is j or j + 1 columns
+    # further, or none.
+    i = np.arange(1, min(rows, ((columns - 1) * inner + array.itemsize) // outer + 1))
+    j = np.minimum(i * outer // inner, columns - 1)
+    after = np.where(j + 1 < columns, (j + 1) * inner - i * outer, array.itemsize)
+    return bool((np.minimum(i * outer - j * inner, after) < array.itemsize).any())

@@ -1,14 +1,13 @@
 """All jit options in one place."""
 
 import contextlib
-import functools
-import signal
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import numba
 from numba.core import config
+
+from ._threads import uninterrupted
 
 try:
     from ._cache import KernelCache
@@ -30,32 +29,8 @@ def kernel(function: Callable[..., Any]) -> Any:
     if KernelCache is not None:
         with contextlib.suppress(RuntimeError):  # no writable place for a cache
             dispatcher._cache = KernelCache(dispatcher.py_func)
-    dispatcher.compile = _uninterrupted(dispatcher.compile)
+    dispatcher.compile = uninterrupted(dispatcher.compile)
     return dispatcher
-
-
-def _uninterrupted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function that Ctrl-C interrupts only at its end.
-
-    Numba that is interrupted while it compiles, or loads what it compiled, does neither any more in this process: all
-    first uses then raise "RuntimeError: generator raised StopIteration".
-    """
-
-    @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
-        handler = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or not callable(handler):
-            return function(*arguments)
-        came: list[Any] = []
-        try:
-            signal.signal(signal.SIGINT, lambda *signal_and_frame: came.append(signal_and_frame))
-            return function(*arguments)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-            if came:
-                handler(*came[0])
-
-    return call
 
 
 def return_type(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -11,13 +11,13 @@ from ._lag import padded
 from ._launch import Limit, _blocks, _scratch, as_input
 from .kernels.cpu import norm, segment
 
-SHARE = {"f": 1 - 2.0**-24, "d": 1 - 2.0**-48}  # of a largest norm: what rounding adds stays below it
+_SHARE = {"f": 1 - 2.0**-24, "d": 1 - 2.0**-48}  # of a largest norm: what rounding adds stays below it
 _SMALLEST = 2.0**-900  # what squares below 2**-1022 lose, of up to 2**60 numbers, does not count beside it
 
 
 def limit(max_norm: float, norm_type: float, extra: float, array: Any) -> Limit:
     """Return what kernels need to scale rows of an array by ``max_norm / (norm + extra)``."""
-    return max_norm, norm_type, extra, SHARE[array.dtype.char]
+    return max_norm, norm_type, extra, _SHARE[array.dtype.char]
 
 
 def clip_rows(array: Array, limit: Limit) -> None:

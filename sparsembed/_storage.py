@@ -5,7 +5,6 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ._options import Options
 from .kernels.cpu.catch_up import BASE, STARTS, STEP
 from .rules import Rule
 from .rules._history import History
+from .rules._rule import but_lr
 
 _TABLES: "weakref.WeakSet[TableStorage]" = weakref.WeakSet()
 _NOTHING = contextlib.nullcontext()
@@ -140,7 +140,7 @@ class TableStorage:
 
     def _before_step(self, hyper: tuple[float, ...]) -> Lag | None:
         """Note what the next step will do; returns what rows need to catch up with the one before it."""
-        _saved.check_step(self._optimizer, self.step + 1, "the step to take")
+        _saved.check_next(self._optimizer, self.step)
         if self._history is None:
             return None
         history = self._synced(self._history)
@@ -208,7 +208,7 @@ class TableStorage:
             raise ValueError(f"optimizer must keep the state of {self._optimizer!r}, got {rule!r}; make a new table")
         with self._lock:
             history = self._history
-            if history is not None and _but_lr(rule) != _but_lr(self._optimizer):
+            if history is not None and but_lr(rule) != but_lr(self._optimizer):
                 self.flush()
                 history = rule.history(self._weight.dtype, self.step)
                 history.start = int(self._steps[STARTS])
@@ -245,13 +245,9 @@ class TableStorage:
 
     def __repr__(self) -> str:
         arrays = (self._weight, self._state, self._row_state, self._last)
-        size, unit = float(sum(array.nbytes for array in arrays)), "B"
-        for larger in ("KiB", "MiB", "GiB", "TiB"):
-            if size >= 1024:
-                size, unit = size / 1024, larger
         what = f"{self.num_rows} x {self.dim} {self._weight.dtype}"
         what += f", {self._optimizer}, step {self.step}{self._options.shown}"
-        return f"{type(self).__name__}({what}, {size:.1f} {unit})"
+        return f"{type(self).__name__}({what}, {_memory.shown(sum(array.nbytes for array in arrays))})"
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that training changes: "weight", "step" and each slot by name.
@@ -282,22 +278,11 @@ class TableStorage:
         KeyError, TypeError, ValueError
             If anything is missing, left over or does not fit; nothing changes then.
         """
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
-        names = ["weight", *self._slots()]
-        if wrong := sorted({*names, "step"} ^ set(state_dict), key=str):
-            raise KeyError(f"state_dict must have exactly the keys {[*names, 'step']}; missing or left over: {wrong}")
-        step = check.step(state_dict["step"], "state_dict['step']")
         with self._lock:
             targets = {"weight": self._weight} | self._slots()
-            _saved.check_step(self._optimizer, step, "state_dict['step']")
-            sources = {name: _saved.source(state_dict[name], name, target) for name, target in targets.items()}
-            _saved.check_slots(self._optimizer, sources, "state_dict")
+            step, sources = _saved.read(state_dict, targets, self._optimizer)
             if not self._weight.flags.writeable:
                 raise ValueError("the table is read-only; make it with copy=True")
-            for name, source in sources.items():
-                if any(np.may_share_memory(source, each) for each in targets.values()):
-                    sources[name] = source.copy()
             padding = self._ready_to_restore(sources)
             pairs = [(targets[name], sources[name]) for name in targets]
             _launch.restore_rows(self._weight, pairs, padding, self._last, self._steps, step)
@@ -317,10 +302,6 @@ class TableStorage:
         options = Options(*(saved[name] for name in Options._fields))
         self._hold(_memory.owned(saved["state_dict"]["weight"]), saved["optimizer"], options)
         self.load_state_dict(saved["state_dict"])
-
-
-def _but_lr(rule: Any) -> dict[str, Any]:
-    return {field.name: getattr(rule, field.name) for field in fields(rule) if field.name != "lr"}
 
 
 def _renew_locks() -> None:

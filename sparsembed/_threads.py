@@ -9,7 +9,9 @@ on the number of threads, so neither do results.
 
 import contextlib
 import ctypes
+import functools
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -152,6 +154,30 @@ def _started() -> bool:
             return False
         raise
     return True
+
+
+def uninterrupted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that Ctrl-C interrupts only at its end.
+
+    Numba that is interrupted while it compiles, or loads what it compiled, does neither any more in this process: all
+    first uses then raise "RuntimeError: generator raised StopIteration".
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(handler):
+            return function(*arguments)
+        came: list[Any] = []
+        try:
+            signal.signal(signal.SIGINT, lambda *signal_and_frame: came.append(signal_and_frame))
+            return function(*arguments)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            if came:
+                handler(*came[0])
+
+    return call
 
 
 def _after_fork() -> None:

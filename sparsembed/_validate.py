@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import Array, as_array, read_only, row_wise
+from ._arrays import Array, as_array, overlaps, read_only, row_wise
 from .kernels.cpu.sort import first_outside
 from .rules import Rule
 
@@ -87,7 +87,12 @@ def ndarray(value: Any, name: str) -> Array:
     if isinstance(value, list | tuple):
         raise TypeError(f"{name} is written to in place, so it must be an array, got a {type(value).__name__}")
     array = as_array(value, name)
-    if not isinstance(value, np.ndarray) and array.size and _address(array) != _address(as_array(value, name)):
+    if (
+        not isinstance(value, np.ndarray)
+        and array.ndim
+        and array.size
+        and _address(array) != _address(as_array(value, name))
+    ):
         # Two views of one memory lie at one address; two copies that are both alive do not.
         raise TypeError(
             f"{name} is written to in place, but a {type(value).__name__} hands out copies of its memory; pass the "
@@ -138,7 +143,7 @@ def in_place(array: Array, name: str, instead: str) -> None:
     """Refuse a table that cannot be updated in place."""
     if not array.flags.writeable:
         raise ValueError(f"{name} is read-only, but is updated in place; pass {instead}")
-    if _overlaps(array):
+    if overlaps(array):
         raise ValueError(f"{name} uses some memory for two elements, so its rows cannot differ; pass {instead}")
 
 
@@ -150,29 +155,6 @@ def optimizer(value: Any, dtype: np.dtype[Any]) -> None:
         raise TypeError(f"optimizer must be a sparsembed rule such as se.SparseAdam(lr=1e-3), got {value!r}")
     if dtype not in FLOATS:
         raise TypeError(f"optimizer needs a float32 or float64 table, got {dtype}; float16 is for lookups and pooling")
-
-
-def _overlaps(array: Array) -> bool:
-    """Whether two elements share memory (as in a broadcast or strided view)."""
-    if array.flags.c_contiguous or array.size < 2:
-        return False
-    axes = sorted((abs(s), e) for s, e in zip(array.strides, array.shape, strict=True) if e > 1)
-    reach = array.itemsize  # of the elements along the axes so far
-    for stride, extent in axes:
-        if stride < reach:
-            break
-        reach += (extent - 1) * stride
-    else:
-        return False
-    (inner, columns), (outer, rows) = axes if len(axes) == 2 else ((0, 0), (0, 0))
-    if inner < array.itemsize:
-        return True
-    # Rows of a matrix may lie between each other: an element i rows further meets one that is j or j + 1 columns
-    # further, or none.
-    i = np.arange(1, min(rows, ((columns - 1) * inner + array.itemsize) // outer + 1))
-    j = np.minimum(i * outer // inner, columns - 1)
-    after = np.where(j + 1 < columns, (j + 1) * inner - i * outer, array.itemsize)
-    return bool((np.minimum(i * outer - j * inner, after) < array.itemsize).any())
 
 
 def ids(value: Any, name: str = "ids") -> Array:

@@ -211,7 +211,8 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
     ----------
     gradients : sequence of RowGradient
     max_norm : float
-        Not negative; ``math.inf`` only measures.
+        Not negative; ``math.inf`` only measures.  Factors are rounded down, so that the norm is above it by no more
+        than its own rounding in float64.
     dense : sequence of float arrays
         The caller's dense gradients, which count and are scaled as well.  A gradient or an array that is listed twice
         counts once.
@@ -250,10 +251,8 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
             raise TypeError(f"gradients[{i}] must be a RowGradient, got {type(gradient).__name__}{hint}")
     each = list({id(gradient): gradient for gradient in gradients}.values())  # one listed twice counts once
     arrays = _once(dense)
-    counted = [*(gradient._values for gradient in each)]
-    places = {_place(values) for values in counted}
-    counted += [np.ascontiguousarray(array).reshape(1, -1) for array in arrays if _place(array) not in places]
-    norm = _norms.euclidean(counted)
+    rows = [np.ascontiguousarray(array).reshape(1, -1) for array in arrays]
+    norm = _norms.euclidean([*(gradient._values for gradient in each), *rows])
     if not math.isfinite(norm):
         raise ValueError(
             f"the norm of the gradients is {norm}, expected a finite number; look for NaN or infinity before clipping"
@@ -292,5 +291,5 @@ def _place(array: Array) -> tuple[Any, ...]:
 def _factor(factor: float, array: Array) -> Any:
     """Return a factor in an array's dtype, so far rounded down that rounding the products makes no norm too large."""
     kind = array.dtype.type
-    number = kind(factor * _norms.SHARE[array.dtype.char] ** 2)
+    number = kind(factor * (1 - 2.0 * float(np.finfo(kind).epsneg)))
     return number if number <= factor else np.nextafter(number, kind(0))

@@ -98,7 +98,7 @@ def test_steps_beyond_int32_are_restored_pickled_and_copied(rule, step):
 def test_the_last_step_that_int64_counts_is_the_last_that_is_taken():
     table = se.EmbeddingTable.from_array(np.ones((2, 1)), se.SGD(lr=0.1))
     table.load_state_dict(table.state_dict() | {"step": 2**63 - 1})
-    with pytest.raises(ValueError, match=r"below 2\*\*63"):
+    with pytest.raises(ValueError, match="int64 holds no more"):
         table.update([0], np.ones((1, 1)))
     assert table.step == 2**63 - 1
     np.testing.assert_array_equal(table.weight, 1)

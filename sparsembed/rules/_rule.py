@@ -161,6 +161,11 @@ class Rule:
         return type(self).Hyper(*map(dtype.type, values))
 
 
+def but_lr(rule: Any) -> dict[str, Any]:
+    """The hyperparameters of a rule but for its learning rate."""
+    return {field.name: getattr(rule, field.name) for field in fields(rule) if field.name != "lr"}
+
+
 def plain(value: Any) -> Any:
     """Return a number for an array or tensor that holds one number and has no dimensions; anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value

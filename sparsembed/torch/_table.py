@@ -1,35 +1,35 @@
 """ParameterTable: the table that lies in the memory of a torch parameter."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakSet, ref
 
 import numpy as np
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _memory
 from .. import _validate as check
 from .._arrays import Array, as_array
 from .._backward import max_gradient, pooled_gradients, row_gradient
 from .._options import Options
-from .._saved import check_step
+from .._saved import check_next
 from ..bags import Bags
 from ..gradient import RowGradient
 from ..pooling import per_sample_weights_gradient
 from ..rules import Rule
+from ..table import EmbeddingTable
 from . import _check, _state
 from ._limited import LimitedTable, version
-
-# Not an attribute of the parameter, which torch would pickle with it.
-_TABLES: Any = WeakTensorKeyDictionary()
+from ._weight import TABLES, watch
 
 
 def memory_of(parameter: Any) -> Array:
     """Return the memory of a parameter; refuse what no table can lie in."""
     _check.place(parameter.device, "weight")
     _check.dtype(parameter.dtype, "weight.dtype")
-    array = check.weight(parameter)
+    with torch._C.DisableTorchFunctionSubclass():  # for a table that is on its way here
+        array = check.weight(parameter)
     check.count(len(array), "num_embeddings")
     check.in_place(array, "weight", "a contiguous copy")
     return array
@@ -38,7 +38,7 @@ def memory_of(parameter: Any) -> Array:
 class ParameterTable(LimitedTable):
     """A table in the memory of a parameter, whose padding row keeps what it holds, as torch's does."""
 
-    _parameter: Any  # a weak reference
+    _parameter: Callable[[], Any]  # a weak reference
     address: int
 
     def __init__(self, parameter: Any, rule: Rule | None, fused: bool, options: Options) -> None:
@@ -97,9 +97,37 @@ class ParameterTable(LimitedTable):
             step, slots = (state["step"], state) if state else (0, None)
             self._hold(self._weight, rule, self._options, step, slots, owner=owner)
 
+    def train(self, rule: Rule, state: Mapping[str, Any], owner: Any) -> None:
+        """Start a rule as `attach` does, and watch the parameter if rows catch up now."""
+        self.attach(rule, state, owner)
+        if self._catches_up:
+            watch(self._parameter())
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """Names of the slots, without bringing rows up to date."""
+        rule = self._optimizer
+        return () if rule is None else (*rule.slots, *rule.row_slots)
+
     def saved(self) -> dict[str, Any]:
-        """Return copies of the state, for `checked` and `attach`."""
-        return {"step": self.step, **{name: _memory.copy(array) for name, array in self.state.items()}}
+        """Return copies of the state, for `checked` and `attach`; all of one step."""
+        with self._lock:
+            self.flush()
+            return {"step": self.step, **{name: _memory.copy(array) for name, array in self._slots().items()}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of everything that training changes, as tensors, which ``torch.load(weights_only=True)`` reads.
+
+        `load_state_dict` takes tensors and NumPy arrays.
+        """
+        return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in super().state_dict().items()}
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copy and pickle as the table alone: the parameter goes with its module."""
+        saved = self.__getstate__()
+        state = saved["state_dict"].items()
+        saved["state_dict"] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in state}
+        return _alone, (saved,)
 
     def ready(self, rule: Rule | None) -> None:
         """Refuse what the next step could not do, before any of several tables steps."""
@@ -107,7 +135,7 @@ class ParameterTable(LimitedTable):
             raise ValueError(f"a table's rule must keep the state of {self._optimizer}, got {rule}")
         self._trainable()
         rule.scalars(self.step + 1, self._weight.dtype)
-        check_step(rule, self.step + 1, "the step to take")
+        check_next(rule, self.step)
 
     def follow(self, parameter: Any) -> None:
         """Go where the parameter's memory is, if it has moved; state goes along, in the new dtype."""
@@ -132,7 +160,16 @@ class ParameterTable(LimitedTable):
     def adopt(self, parameter: Any) -> None:
         """Be the table of this parameter, too."""
         self._place(parameter)
-        _TABLES[parameter] = self
+        TABLES[parameter] = self
+        if self._catches_up:
+            watch(parameter)
+
+    def retire(self) -> None:
+        """Be no parameter's table any more: its modules look for one again when they are used."""
+        self._parameter = lambda: None
+        for each in list(self.users):
+            if each._bound[1] is self:
+                each._bound = (None, self)
 
     def is_left(self, parameter: Any) -> bool:
         """Whether all modules whose weight this parameter was have another one now."""
@@ -166,12 +203,35 @@ class ParameterTable(LimitedTable):
         return torch.from_numpy(gradient)
 
 
+def _alone(saved: dict[str, Any]) -> EmbeddingTable:
+    table = EmbeddingTable.__new__(EmbeddingTable)
+    table.__setstate__(saved)
+    return table
+
+
 def table_of(parameter: Any) -> ParameterTable | None:
     """Return the table of a parameter, or None if it is no table."""
-    table: ParameterTable | None = _TABLES.get(parameter)
+    table: ParameterTable | None = TABLES.get(parameter)
     if table is not None:
         table.follow(parameter)
     return table
+
+
+@contextlib.contextmanager
+def released(parameter: Any) -> Iterator[None]:
+    """Refer to a parameter as torch.utils.swap_tensors wants it, not weakly, while a module converts it."""
+    if not torch.__future__.get_swap_module_params_on_conversion() or (table := TABLES.pop(parameter, None)) is None:
+        yield
+        return
+    table._parameter = lambda: parameter
+    try:
+        yield
+    finally:  # another tensor is in it now, of another class, and without the hooks that Python still shows
+        TABLES[parameter], table._parameter = table, ref(parameter)
+        if (hooks := parameter._post_accumulate_grad_hooks) is not None:
+            parameter._post_accumulate_grad_hooks = hooks
+        if table._catches_up:
+            watch(parameter)
 
 
 def trainable(parameter: Any, position: int | None = None) -> ParameterTable:
