@@ -199,15 +199,20 @@ class Queue:
 
     def launch(self, kernel: Callable[..., Any], blocks: int, threads: int, *arguments: Any) -> None:
         """Start a kernel, compiled when it is first met with arguments of such types."""
+        start, *given = self.ready(kernel, blocks, threads, *arguments)
+        try:
+            start(*given)
+        except Exception as error:
+            raise unstarted(error, kernel, blocks, threads) from error
+
+    def ready(self, kernel: Callable[..., Any], blocks: int, threads: int, *arguments: Any) -> tuple[Any, ...]:
+        """Return the function that starts a kernel, and what it takes; the caller keeps the arrays until then."""
         key, flat = code.flatten(kernel, arguments)
         if (found := self.kernels.get(key)) is None:
             found = self._load(key, kernel, arguments)
         if (config := _configs.get((blocks, threads))) is None:
             config = _configs[blocks, threads] = self._config(grid=blocks, block=threads)
-        try:
-            self._start(self._stream, config, found, *flat)
-        except Exception as error:
-            raise failure(str(error), f"{kernel.__name__} on {blocks} blocks of {threads} threads") from error
+        return self._start, self._stream, config, found, *flat
 
     def _load(self, key: Any, kernel: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         from cuda.core import ObjectCode
@@ -220,3 +225,8 @@ class Queue:
                 except Exception as error:
                     raise failure(str(error), f"loading {kernel.__name__}") from error
         return self.kernels[key]
+
+
+def unstarted(error: Exception, kernel: Callable[..., Any], blocks: int, threads: int) -> Exception:
+    """Return the exception for a kernel that could not be started."""
+    return failure(str(error), f"{kernel.__name__} on {blocks} blocks of {threads} threads")

@@ -35,14 +35,17 @@ class DevicePlan(Plan):
         parts = self.ids if self.several else (self.ids,)
         names = tuple(f"{name}[{i}]" for i in range(len(parts))) if self.several else (name,)
         self._lookups: Any = [inputs.ids(part, each) for part, each in zip(parts, names, strict=True)]
-        session = checked[0] if checked else inputs.opened(**dict(zip(names, parts, strict=True)))
-        self.caller, self.queue, self.status = session.caller, session.queue, session.status
-        self.flat = joined(session.queue, [flat for flat, _ in self._lookups], names)
-        if checked:
-            self.call = checked[1]
-        else:
-            self.call = inputs.in_range(session, self.flat, self.num_rows, names, tuple(self.shapes))
-        self.batch = launch.plan(session.queue, self.flat, self.num_rows, offsets)
+        call: Any = (
+            contextlib.nullcontext(checked[0]) if checked else inputs.opened(**dict(zip(names, parts, strict=True)))
+        )
+        with call as session:
+            self.caller, self.queue, self.status = session.caller, session.queue, session.status
+            self.flat = joined(session.queue, [flat for flat, _ in self._lookups], names)
+            if checked:
+                self.call = checked[1]
+            else:
+                self.call = inputs.in_range(session, self.flat, self.num_rows, names, tuple(self.shapes))
+            self.batch = launch.plan(session.queue, self.flat, self.num_rows, offsets)
 
     def wait(self) -> int:
         """Wait for the GPU, and raise if ids were out of range; returns the number of rows."""
