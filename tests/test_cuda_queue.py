@@ -321,6 +321,10 @@ def test_streams_that_have_numbers(gpu, built):
     thread.join()
     assert queue.open_queue(0, 2) is own
     assert found[0] not in (own, legacy)
+    assert (found[0].handle, found[0].capturing) == (1, False)  # here: it waits for the other thread's stream
+    found[0].launch(print, 1, 32, 4)
+    assert [stream for _, _, stream, *_ in gpu.started] == ["legacy"]
+    gpu.started.clear()
     for each in (legacy, own):
         each.launch(print, 1, 32, 4)
     assert [stream for _, _, stream, *_ in gpu.started] == ["legacy", "own"]

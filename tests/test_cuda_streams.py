@@ -97,6 +97,15 @@ def test_a_call_that_fails_is_waited_for_too(gpus):
         assert gpus.queues[0, 8] in gpus.queues[0, stream].waited
 
 
+def test_values_are_read_for_the_stream_that_is_current(gpus, monkeypatch):
+    """Again for each: what was read on one has not been waited for on another."""
+    gradient = se.coalesce(Held(IDS), Held(GRAD), 9)
+    for stream in (5, 6):
+        monkeypatch.setattr(inputs, "current_stream", lambda kind, device, stream=stream: stream)
+        assert gradient.values.stream == gradient.rows.stream == stream
+        assert gradient.values is gradient.values
+
+
 def test_nothing_waits_where_all_is_on_one_stream(gpus):
     streams = Streams(gpus)
     weight, ids, grad = (streams.on(8, each) for each in (WEIGHT, IDS, GRAD))

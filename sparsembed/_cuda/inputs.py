@@ -119,7 +119,7 @@ def floats(value: Any, dtype: Any, name: str) -> DeviceArray:
     array = view(row_major(value if dtype is None else converted(value, dtype)), name)
     if array.dtype.kind != "f":
         raise TypeError(
-            f"{name} must hold floats on a GPU, got {array.dtype}; convert with .astype(np.float32), or .float() in torch"
+            f"{name} must hold floats on a GPU, got {array.dtype}; convert with .astype(np.float32), torch: .float()"
         )
     if array.dtype not in check.FLOATS or (dtype is not None and array.dtype != dtype):
         wanted = np.dtype(dtype if dtype is not None else np.float32)
