@@ -53,19 +53,17 @@ class TableStorage:
     ) -> None:
         """Hold these weights, at a step, with fresh state or that of some slots; and `others` in the same moment."""
         found = self._made(weight, optimizer, options, step)
-        _slots, _row_slots = names = ((), ()) if optimizer is None else (optimizer.slots, optimizer.row_slots)
-        for array, part in zip((found["_state"], found["_row_state"]), names, strict=True):
+        for array, part in zip((found["_state"], found["_row_state"]), _names(optimizer), strict=True):
             for k, name in enumerate(part if state else ()):
                 array[:, k] = state[name]  # type: ignore[index]
-        if "_lock" not in vars(self):
-            others["_lock"] = threading.RLock()
-        self._commit(found | others)
+        lock = vars(self).get("_lock") or threading.RLock()
+        self._commit(found | others | {"_lock": lock})
         _TABLES.add(self)
 
     def _made(self, weight: Array, optimizer: Rule | None, options: Options, step: int) -> dict[str, Any]:
         """Return what a table of these weights holds, at a step and with fresh state; nothing is in place yet."""
         num_rows, dim = weight.shape
-        slots, row_slots = ((), ()) if optimizer is None else (optimizer.slots, optimizer.row_slots)
+        slots, row_slots = _names(optimizer)
         limit = None
         if options.max_norm is not None:
             limit = _norms.limit(options.max_norm, options.norm_type, 1e-7, weight)  # 1e-7: as torch
@@ -232,11 +230,9 @@ class TableStorage:
 
     def _slots(self) -> dict[str, Array]:
         """Views of the state as it lies."""
-        rule = self._optimizer
-        if rule is None:
-            return {}
-        slots = {name: self._state[:, k] for k, name in enumerate(rule.slots)}
-        return slots | {name: self._row_state[:, k] for k, name in enumerate(rule.row_slots)}
+        slots, row_slots = _names(self._optimizer)
+        found = {name: self._state[:, k] for k, name in enumerate(slots)}
+        return found | {name: self._row_state[:, k] for k, name in enumerate(row_slots)}
 
     @property
     def step(self) -> int:
@@ -302,6 +298,11 @@ class TableStorage:
         options = Options(*(saved[name] for name in Options._fields))
         self._hold(_memory.owned(saved["state_dict"]["weight"]), saved["optimizer"], options)
         self.load_state_dict(saved["state_dict"])
+
+
+def _names(rule: Rule | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the slots and of the row slots of a rule."""
+    return ((), ()) if rule is None else (rule.slots, rule.row_slots)
 
 
 def _renew_locks() -> None:

@@ -19,7 +19,7 @@ def synchronize(device: int = 0, stream: int | None = None) -> None:
     ------
     IndexError, ValueError
         For the first call that had an id, or offsets of bags, out of range.  It wrote nothing, nor did what
-        followed from it; calls after it have done their work.
+        followed from it; calls after it have done their work, but for others that had one, which are not named.
     ImportError, RuntimeError
         Without numba-cuda, or without a GPU; the message says what is missing.
 

@@ -4,14 +4,15 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from numba.core import config
 
 if config.ENABLE_CUDASIM:
     from simulated_gpus import gpus  # noqa: F401  (a fixture)
 
-# The first example of a kernel compiles it, so no example has a deadline.
-settings.register_profile("local", deadline=None, max_examples=40)
+# The first example of a kernel compiles it, so no example has a deadline; and beside other programs drawing takes
+# any time, too, which says nothing about what is drawn.
+settings.register_profile("local", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 

@@ -144,6 +144,7 @@ class Queue:
     def __init__(self, seed: int | None = None, most_blocks: int = 3, stream: int = 1) -> None:
         self.seed, self.most_blocks, self.stream = seed, most_blocks, stream
         self.started, self.waited, self.held, self.met = [], [], [], set()
+        self.seen = {}  # of each queue that was waited for, how many kernels it had been given
         self.capturing = False  # whether it stands for a stream of which a graph is made
         self.record = self.filled((2,), np.uint64, 0xFF)
 
@@ -184,6 +185,7 @@ class Queue:
         """Note whom this stream waits for; everything here is done at once."""
         if mark is not None and not self.capturing:
             self.waited.append(mark)
+            self.seen[mark] = len(mark.started)
 
     def hold(self, *objects: Any) -> None:
         """Note what is kept until the stream is done."""
@@ -196,3 +198,6 @@ class Queue:
         self.started.append(kernel.__name__)
         self.met.add((kernel, types_of(arguments)))
         run(kernel, blocks, threads, *arguments, seed=None if self.seed is None else self.seed + len(self.started))
+
+    def ready(self, *arguments: Any) -> tuple[Any, ...]:
+        return self.launch, *arguments

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANGS
 
 import sparsembed as se
 
@@ -92,7 +93,7 @@ def start(argv, cache, folder="", **env):
 def finish(process):
     """Wait, and return the lines a process printed, each as a list of numbers."""
     try:
-        out, err = process.communicate(timeout=150)
+        out, err = process.communicate(timeout=HANGS)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
         raise

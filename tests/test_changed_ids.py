@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANGS
 
 import sparsembed as se
 from sparsembed import _launch
@@ -65,7 +66,7 @@ def test_a_process_whose_ids_change_all_the_time_lives(call, dtype, bad):
     paths = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-c", PROGRAM.format(dtype=dtype, bad=bad), call, "0.5"]
     env = os.environ | {"PYTHONPATH": paths}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=3600)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     right, refused = map(int, done.stdout.split())
     assert right + refused > 0

@@ -188,6 +188,43 @@ def test_tables_are_saved_and_move_between_devices():
         there.load_state_dict({"weight": WEIGHT})
 
 
+def test_a_table_is_indexed_as_on_the_host():
+    there, here = (se.EmbeddingTable(9, 4, se.Adam(0.1), rng=3, device=each) for each in ("cuda", "cpu"))
+    there.update(Held(IDS), Held(GRAD))
+    here.update(IDS, GRAD)
+    np.testing.assert_array_equal(host(there[Held(IDS)]), here[IDS])
+    first, second = there[[Held(IDS), Held(IDS[0])]]
+    np.testing.assert_array_equal(host(first), here[IDS])
+    np.testing.assert_array_equal(host(second), here[IDS[0]])
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn"])
+@pytest.mark.parametrize("several", [False, True])
+def test_what_counts_nothing_in_its_bag_gets_no_gradient(mode, several):
+    """Not the product of 0 and NaN: a weight of 0, and weights that add up to nothing to divide by."""
+    ids = np.array([1, 2, 3, 4, *[5] * 40, 6, 6, 7])  # 5: a run that a block sums
+    weights = np.array([0, 2, 1, -1, *[0] * 40, 0, 1, 0.5], np.float32)
+    offsets = np.array([0, 2, 4, 44, 45, 47])
+    grad = np.full((5, 4), np.nan, np.float32)
+    grad[0, 1:] = grad[4] = 1
+    still = [0, 1, 5, 8] + ([3, 4] if mode == "mean" else [])  # 1 - 1
+    table = se.EmbeddingTable(9, 4, se.SGD(1.0), rng=3, device="cuda")
+    before = table.state_dict()["weight"]
+    lookups = [(se.Bags(Held(ids), Held(offsets), Held(weights)), Held(grad))]
+    if several:
+        lookups.append((se.Bags(Held(ids[-1:]), Held(np.array([0, 1]))), Held(np.zeros((1, 4), np.float32))))
+    table.update_pooled([bags for bags, _ in lookups], [each for _, each in lookups], mode)
+    after = table.state_dict()["weight"]
+    np.testing.assert_array_equal(after[still], before[still])
+    assert np.isnan(after[2]).tolist() == [True, False, False, False]
+    assert (after[[6, 7]] < before[[6, 7]]).all()
+    if not several:
+        summed = se.pool_gradient(*lookups[0], 9, mode)
+        rows, values = host(summed.rows), host(summed.values)
+        assert rows.tolist() == [1, 2, 3, 4, 5, 6, 7]
+        assert (values[[0, 4]] == 0).all()
+
+
 def test_a_table_adopts_the_callers_array():
     held = Held(np.tile(WEIGHT, (1, 1)))
     table = se.EmbeddingTable.from_array(held, se.SGD(1.0), max_norm=1.0)
@@ -306,9 +343,8 @@ def test_arrays_of_jax_are_read_as_they_are_made_and_kept_until_the_gpu_is_done(
     assert type(got) is Array
     np.testing.assert_array_equal(got.array, WEIGHT[IDS])
     held = gpus.queues[0, 1].held
-    assert held == []
+    assert held == [weight, ids]  # when all of the call has been started
     assert se.gather(weight, Array(IDS[:0])).array.shape == (0, 5, 4)
-    assert held == [weight, ids]  # all of the call before has been started
     for call in (
         lambda: se.scatter_add(weight, ids, Array(GRAD)),
         lambda: se.EmbeddingTable.from_array(weight, se.SGD(0.1)),
@@ -317,7 +353,11 @@ def test_arrays_of_jax_are_read_as_they_are_made_and_kept_until_the_gpu_is_done(
         with pytest.raises(ValueError, match="read-only"):
             call()
     table = se.EmbeddingTable.from_array(weight, se.SGD(0.1), copy=True)
-    table.update(ids, Array(GRAD))
+    held.clear()
+    table.update(ids, grad := Array(GRAD))
+    assert held == [ids, grad]
+    se.EmbeddingTable.from_array(weight).lookup(ids)
+    assert held == [ids, grad, weight, ids, weight]  # the table itself may end before the GPU has read it
     here = se.EmbeddingTable.from_array(WEIGHT, se.SGD(0.1), copy=True)
     here.update(IDS, GRAD)
     np.testing.assert_array_equal(table.state_dict()["weight"], here.weight)

@@ -20,7 +20,8 @@ from sparsembed import _launch, _norms
 from sparsembed import _validate as check
 from sparsembed._cuda import launch, reading
 from sparsembed._cuda.late import LateRows
-from sparsembed.kernels.cuda import catch_up, gather, norm, pool, segment, sort, update
+from sparsembed.kernels.cuda import catch_up, gather, norm, pool, records, segment, sort, update
+from sparsembed.kernels.cuda._groups import NONE
 
 SEEDS = [None, 1, 2, 3, 4, 5]  # None: threads in the order of their numbers
 STARTED = set()
@@ -127,6 +128,25 @@ def test_offsets_are_checked(queue, offsets, first):
     launch.check_offsets(queue, queue.upload(np.array(offsets)), 5, status, 3)
     assert queue.download(status)[0] == (2**64 - 1 if first is None else sort.OF_OFFSETS + first)
     assert queue.download(queue.record)[1] == (2**64 - 1 if first is None else 3 * 2**31 + first)
+
+
+@pytest.mark.parametrize("n", [2, 100])
+def test_records_are_moved_and_cleared(queue, n):
+    numbers = np.arange(n, dtype=np.uint64)
+    there, moved = queue.upload(numbers), queue.empty((n,), np.uint64)
+    queue.launch(records.move_records, 1, 32, there, n, moved)
+    same(queue.download(moved), numbers)
+    assert (queue.download(there) == NONE).all()
+
+
+@pytest.mark.parametrize("noted", [(NONE, NONE), (5, NONE), (NONE, 5), (5, 5), (4, 5), (6, 4)])
+def test_a_call_forgets_what_it_has_noted_alone(queue, noted):
+    record = queue.upload(np.array([each if each == NONE else each << 31 | 9 for each in noted], np.uint64))
+    before = queue.download(record)
+    queue.launch(records.forget_call, 1, 2, record, 5)
+    assert [int(each) for each in queue.download(record)] == [
+        NONE if call == 5 else int(number) for call, number in zip(noted, before, strict=True)
+    ]
 
 
 # ------------------------------------------------------------------------------------------ reading

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numba.core import config
+from patience import HANGS
 
 import sparsembed as se
 from sparsembed._device import on_device
@@ -51,7 +52,7 @@ def test_without_numba_cuda_the_message_names_the_extra():
     paths = os.pathsep.join(filter(None, [str(Path(se.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-W", "error", "-c", BLOCKED]
     done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=150, check=False
+        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=HANGS, check=False
     )
     assert done.returncode == 0, done.stderr
     *messages, loaded = done.stdout.splitlines()

@@ -26,6 +26,7 @@ from benchmarks.gpu import code as gpu_code
 from sparsembed._cuda import code, driver, errors, queue
 from sparsembed._cuda import stream as streams
 from sparsembed._cuda.array import DeviceArray
+from sparsembed.kernels.cuda import records
 
 LEGACY, STREAM, OTHER = 1, 0x1000, 0x2000
 CODES = {"out of memory": 2, "invalid": 1, "no context": 201, "illegal": 700, "capture": 900, "not ready": 600}
@@ -51,6 +52,7 @@ class Driver:
 
     def __init__(self):
         self.called, self.failing, self.capturing, self.started, self.sizes = [], {}, set(), [], ()
+        self.works = {}  # what a kernel does, by its entry
         self.now = threading.local()
         self.answers = {
             "cuCtxGetCurrent": lambda: getattr(self.now, "context", 0),
@@ -89,6 +91,7 @@ class Driver:
         addresses = ctypes.cast(packed.ptr, ctypes.POINTER(ctypes.c_void_p))
         raw = [ctypes.string_at(addresses[k], size) for k, size in enumerate(self.sizes)]
         self.started.append((kernel, config, stream, len(parameters), raw))
+        self.works.get(kernel, lambda *_: None)(*parameters)
 
     def names(self):
         return [name for name, *_ in self.called]
@@ -127,13 +130,33 @@ def gpu(monkeypatch):
     return made
 
 
+def numbers_at(pointer, count):
+    return np.ctypeslib.as_array((ctypes.c_uint64 * count).from_address(pointer))
+
+
+def move_records(there, count, moved):
+    """`records.move_records`, all of it at once."""
+    numbers_at(moved, count)[:] = numbers_at(there, count)
+    numbers_at(there, count)[:] = errors.NONE
+
+
+def forget_call(there, call):
+    kept = numbers_at(there, 2)
+    kept[kept >> 31 == call] = errors.NONE
+
+
+WORKS = {records.move_records: move_records, records.forget_call: forget_call}
+
+
 @pytest.fixture
-def built(monkeypatch):
-    """What has been compiled, by name; nothing is."""
+def built(monkeypatch, gpu):
+    """What has been compiled, by name; nothing is, and kernels of `WORKS` alone do anything."""
     made = []
 
     def build(kernel, kinds, capability, threads):
         made.append((kernel, kinds))
+        if kernel in WORKS:
+            gpu.works[f"entry_{len(made)}"] = WORKS[kernel]
         return code.Code(f"entry_{len(made)}", b"", "")
 
     load = types.SimpleNamespace(get_kernel=lambda name: name)
@@ -298,13 +321,17 @@ def test_streams_that_have_numbers(gpu, built):
     thread.join()
     assert queue.open_queue(0, 2) is own
     assert found[0] not in (own, legacy)
+    assert (found[0].handle, found[0].capturing) == (1, False)  # here: it waits for the other thread's stream
+    found[0].launch(print, 1, 32, 4)
+    assert [stream for _, _, stream, *_ in gpu.started] == ["legacy"]
+    gpu.started.clear()
     for each in (legacy, own):
         each.launch(print, 1, 32, 4)
     assert [stream for _, _, stream, *_ in gpu.started] == ["legacy", "own"]
     assert own.empty((1,), np.int32).owner.stream == "legacy"  # whichever thread gives it back
 
 
-def test_each_stream_has_a_record_of_its_own(gpu):
+def test_each_stream_has_a_record_of_its_own(gpu, built):
     first, second = queue.open_queue(0, 0), queue.open_queue(0, STREAM)
     call = errors.new_call(("ids",), ((4,),), 9)
     second.write(second.record, np.array([call.number << 31 | 2, errors.NONE], np.uint64))
@@ -323,7 +350,7 @@ def test_each_stream_has_a_record_of_its_own(gpu):
     assert [each.stream for each in queue.queues_of(0)] == [LEGACY, STREAM]
 
 
-def test_the_records_of_all_streams_are_taken_at_once(gpu):
+def test_the_records_of_all_streams_are_taken_at_once(gpu, built):
     """Streams that are gone are not asked."""
     first, second = queue.open_queue(0, STREAM), queue.open_queue(0, OTHER)
     assert len(queue.take_records(0)) == 0
@@ -335,6 +362,51 @@ def test_the_records_of_all_streams_are_taken_at_once(gpu):
     assert {call[-1] for call in gpu.called if call[0].startswith(("cuStreamS", "cuMemcpy"))} == {LEGACY}
     assert (first.download(first.record) == errors.NONE).all()
     assert len(queue.take_records(0)) == len(queue.take_records(1)) == 0
+
+
+@pytest.mark.parametrize("stream", [None, STREAM])
+def test_an_error_that_is_noted_while_others_are_taken_is_not_lost(gpu, built, stream):
+    """By a kernel of another thread, which has a number already, between reading the records and clearing them."""
+    mine = queue.open_queue(0, STREAM)
+    late, early = (errors.new_call(("ids",), ((4,),), 9) for _ in range(2))
+    noted, copy, said = numbers_at(mine.record.pointer, 2), gpu.answers["cuMemcpyDtoHAsync"], []
+    noted[0] = early.number << 31 | 2
+
+    def read(*arguments):
+        copy(*arguments)
+        noted[0] = min(int(noted[0]), late.number << 31 | 3)
+        gpu.answers["cuMemcpyDtoHAsync"] = copy
+
+    gpu.answers["cuMemcpyDtoHAsync"] = read
+    for each in (stream, None):
+        try:
+            sparsembed.cuda.synchronize(0, each)
+        except IndexError as error:
+            said.append(str(error))
+    assert "ids[3] is out of range" in "".join(said)
+    sparsembed.cuda.synchronize()
+
+
+def test_a_call_that_raises_clears_what_it_has_noted_alone(gpu, built):
+    """Also if another thread's call on this stream notes something between reading and clearing."""
+    mine = queue.open_queue(0, STREAM)
+    early, late = (errors.new_call(("ids",), ((4,),), 9) for _ in range(2))
+    status, ids = mine.upload(np.array([2], np.uint64)), mine.upload(np.arange(4))
+    noted, copy = numbers_at(mine.record.pointer, 2), gpu.answers["cuMemcpyDtoHAsync"]
+    noted[0] = early.number << 31 | 2
+
+    def read(to, source, *rest):
+        copy(to, source, *rest)
+        if source in (status.pointer, mine.record.pointer):
+            noted[1] = late.number << 31 | 1
+
+    gpu.answers["cuMemcpyDtoHAsync"] = read
+    with pytest.raises(IndexError, match=r"ids\[2\] is 2, expected 0"):
+        errors.raise_for(mine, status, early, ids)
+    gpu.answers["cuMemcpyDtoHAsync"] = copy
+    with pytest.raises(ValueError, match=r"offsets\[1\] does not fit"):
+        sparsembed.cuda.synchronize()
+    sparsembed.cuda.synchronize()
 
 
 def test_a_queue_that_is_opened_while_a_graph_is_captured_needs_no_memory(gpu):

@@ -54,7 +54,7 @@ def test_checked_now_the_message_is_the_hosts():
     assert str(there.value) == str(here.value)
     assert table.step == 0
     sparsembed.cuda.synchronize()
-    with pytest.raises(ValueError, match="must be 'late' or 'now'"):
+    with pytest.raises(ValueError, match="when must be 'late' or 'now', got 'never'"):
         sparsembed.cuda.checks("never")
 
 
@@ -83,6 +83,8 @@ def test_offsets_that_do_not_fit_write_nothing_and_raise():
         (lambda: se.scatter_add(Held(WEIGHT), Held(IDS), Held(GRAD[0])), ValueError, "values must have shape"),
         (lambda: se.scatter_add(Held(WEIGHT), Held(IDS), Held(GRAD.astype(float))), TypeError, "must be float32"),
         (lambda: se.coalesce(Held(IDS), Held(IDS), 9), TypeError, "must hold floats"),
+        (lambda: se.Bags(Held(IDS[0]), Held(BAGS[:2]), Held(IDS[0])), TypeError,
+         r"per_sample_weights must hold floats on a GPU, got int64; convert with \.astype"),
         (lambda: se.pool(Held(WEIGHT), se.Bags(IDS[0], [0, 5])), TypeError, "bags are in host memory"),
         (lambda: se.pool(WEIGHT, se.Bags(Held(IDS[0]), Held(BAGS))), TypeError, "weight is a ndarray in host"),
         (lambda: se.Bags(Held(IDS), Held(BAGS)), ValueError, "ids must have shape"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import HANGS
 
 import sparsembed as se
 
@@ -53,7 +54,7 @@ def run(name):
     pytest.importorskip("matplotlib")
     # With a display around, Agg warns that it shows nothing.
     flags = ("-W", "error", "-W", "ignore:FigureCanvasAgg is non-interactive")
-    options = {"capture_output": True, "text": True, "encoding": "utf-8", "timeout": 300}
+    options = {"capture_output": True, "text": True, "encoding": "utf-8", "timeout": HANGS}
     environment = os.environ | {"MPLBACKEND": "Agg", "PYTHONIOENCODING": "utf-8"}
     result = subprocess.run(
         [sys.executable, *flags, str(EXAMPLES / name)], env=environment, check=False, cwd=EXAMPLES.parent, **options

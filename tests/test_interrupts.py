@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANGS, WITHIN
 
 import sparsembed as se
 from sparsembed import _launch, _threads
@@ -142,7 +143,7 @@ def free_for_others(table):
     found = []
 
     def take():
-        found.append(table._lock.acquire(timeout=60))
+        found.append(table._lock.acquire(timeout=WITHIN))
         if found[0]:
             table._lock.release()
 
@@ -274,7 +275,7 @@ print(found["interrupted"], *found["wrong"])
     paths = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-c", script]
     env = os.environ | {"PYTHONPATH": paths}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=3600, cwd=home)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=HANGS, cwd=home)
     assert done.returncode == 0, done.stderr
     interrupted, *wrong = done.stdout.split(maxsplit=1)
     assert not wrong

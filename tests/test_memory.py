@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANGS
 
 import sparsembed as se
 from sparsembed import _threads
@@ -215,7 +216,7 @@ print(large.weight.nbytes + sum(slot.nbytes for slot in large.state.values()), f
     home = str(Path(se.__file__).parents[1])
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=150, check=False
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=HANGS, check=False
     )
     assert done.returncode == 0, done.stderr
     size, fresh, touched = map(int, done.stdout.split())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANGS
 
 import sparsembed as se
 
@@ -315,7 +316,7 @@ def test_the_page_runs_and_shows_what_is_committed(committed):
         PAGE,
         str(FOLDER),
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 0, done.stderr
     assert committed["command"] in done.stdout
     runs = {(run["way"], run["seed"]): run["epochs"] for run in committed["runs"]}
@@ -400,5 +401,5 @@ def test_what_keras_does_with_mask_zero():
             pytest.skip(f"needs {name}")
     environment = os.environ | {"KERAS_BACKEND": "torch"}
     command = [sys.executable, "-c", KERAS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANGS
 
 FOLDER = Path(__file__).parents[1] / "docs" / "examples"
 RESULTS = FOLDER.parent / "results"
@@ -296,7 +297,7 @@ def test_the_page_runs_and_shows_what_is_committed(example, committed):
         env=environment | {"MPLBACKEND": "Agg"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

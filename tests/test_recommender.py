@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANGS
 
 FOLDER = Path(__file__).parents[1] / "docs" / "examples" / "recommender"
 PAGE = FOLDER.parents[1] / "training-loops.md"
@@ -110,7 +111,7 @@ def test_the_model_of_keras_fits_predicts_and_refuses(backend):
     environment = {name: value for name, value in os.environ.items() if name != "SPARSEMBED_DATA"}
     environment["KERAS_BACKEND"] = backend
     command = [sys.executable, "-c", KERAS, str(FOLDER)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
+from patience import HANGS
 
 import sparsembed as se
 from sparsembed._arrays import overlaps
@@ -311,7 +312,7 @@ def test_rules_that_catch_up_train_in_plain_python_as_they_do_compiled():
     paths = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     env = os.environ | {"PYTHONPATH": paths, "NUMBA_DISABLE_JIT": "1"}
     command = [sys.executable, "-c", TRAIN + "import json; print(json.dumps(train()))"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=3600)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     scope = {}
     exec(TRAIN, scope)

@@ -4,6 +4,7 @@ import ast
 import inspect
 import io
 import os
+import re
 import subprocess
 import sys
 import tokenize
@@ -12,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from patience import HANGS
 
 import sparsembed as se
 
@@ -157,7 +159,7 @@ OUTSIDE = {  # what -> the only modules that may import it
     "numba.extending.intrinsic": _LLVM,
     "numba.extending.overload": {"rules/_dispatch"},
     "numba.core.caching": {"_cache"},
-    "threading": {"_threads", "table", "_storage", "_cuda/queue", "_cuda/errors", "_cuda/storage"},
+    "threading": {"_threads", "table", "_storage", "_cuda/queue", "_cuda/stream", "_cuda/errors", "_cuda/storage"},
     "numba.cuda": _CUDA,
     "torch": {name for name in SOURCES if name.startswith("torch/")},
     **{framework: set() for framework in ("jax", "tensorflow", "cupy", "pandas")},
@@ -343,7 +345,7 @@ def python(script, **env):
     paths = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     given = os.environ | {"PYTHONPATH": paths} | env
     command = [sys.executable, "-W", "error", "-c", script]
-    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -374,3 +376,28 @@ def test_show_versions_prints_what_an_issue_needs():
     assert (
         int(python("import sparsembed; sparsembed.show_versions()", NUMBA_NUM_THREADS="3").count("threads      3")) == 1
     )
+
+
+BOUNDS = "|".join(
+    (
+        r"timeout[\"']?\s*[=:]\s*\d",
+        r"\.(?:join|wait|get)\([1-9]",
+        r"(?:monotonic|perf_counter|time)\(\) [+<>] \d",
+        r"_later\(\d",
+    )
+)
+
+
+def test_no_test_has_a_bound_on_time_of_its_own():
+    """`patience` has it for all, so that none is missed by a machine that is busy with something else."""
+    here = Path(__file__)
+    impatient = {path.name: re.findall(BOUNDS, path.read_text()) for path in here.parent.glob("*.py") if path != here}
+    assert {name: found for name, found in impatient.items() if found} == {}
+    for line in (
+        "f(timeout=5)",
+        '{"timeout": 300}',
+        "thread.join(60)",
+        "time.monotonic() + 20",
+        "dump_traceback_later(120)",
+    ):
+        assert re.search(BOUNDS, line)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANGS, WITHIN, until
 
 import sparsembed as se
 from sparsembed import _launch, _threads
 
-TIMEOUT = 150
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 RULES = {
     "SGD": se.SGD(lr=0.1),
@@ -23,12 +23,14 @@ RULES = {
 }
 
 # Batches of several dozen blocks, with two rows that fill 30 and 20 chunks of 512 occurrences.
-PRELUDE = """
+PRELUDE = (
+    f"WITHIN = {WITHIN}"
+    + """
 import faulthandler, hashlib, multiprocessing, os, signal, sys, threading, time
 import numba, numpy as np
 import sparsembed as se
 from sparsembed import _threads
-faulthandler.dump_traceback_later(120, exit=True)
+faulthandler.dump_traceback_later(WITHIN * 1.5, exit=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have ignored
 ROWS, DIM, N = 4_000, 24, 50_000
 
@@ -58,7 +60,7 @@ def helpers():
     return sum(thread.name == "sparsembed" for thread in threading.enumerate())
 
 def wait(pid):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + WITHIN
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -79,6 +81,7 @@ def fork(work):
             os._exit(status)
     return wait(pid)
 """
+)
 
 
 def python(tmp_path, script, **env):
@@ -96,11 +99,11 @@ def python(tmp_path, script, **env):
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=TIMEOUT)
+        out, err = process.communicate(timeout=HANGS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        pytest.fail(f"no end after {TIMEOUT} s\n{out}\n{err}")
+        pytest.fail(f"no end after {HANGS:.0f} s\n{out}\n{err}")
     assert process.returncode == 0, f"exit status {process.returncode}\n{out}\n{err}"
     return out.split()
 
@@ -275,8 +278,8 @@ if __name__ == "__main__":
         queue = context.Queue()
         children = [context.Process(target=work, args=(queue, expected, t)) for _ in range(2)]
         for child in children: child.start()
-        found = [queue.get(timeout=60) for _ in children]
-        for child in children: child.join(60)
+        found = [queue.get(timeout=WITHIN) for _ in children]
+        for child in children: child.join(WITHIN)
         assert found == [(True, 0, contents(twin), True)] * 2, found
         assert t.step == 0
         print(max(child.exitcode for child in children))
@@ -342,6 +345,7 @@ assert numba.threading_layer() == {layer!r}
 expected = trained()
 
 def theirs():
+    found.append(other(x) == 1e6)  # once at least, however late it starts
     while not stop.is_set():
         found.append(other(x) == 1e6)
 
@@ -444,9 +448,7 @@ class Interrupted:
 
     def __call__(self, claims, *arguments):
         if len(claims) == _threads.SLOTS:  # the caller's
-            deadline = time.monotonic() + 60
-            while not self.helpers and time.monotonic() < deadline:
-                time.sleep(0.001)
+            until(lambda: self.helpers, "a helper")
             raise KeyboardInterrupt
         self.helpers += 1
         self.kernel(claims, *arguments)

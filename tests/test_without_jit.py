@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+from patience import HANGS
 
 PROGRAM = """
 import sys
@@ -37,7 +38,7 @@ np.savez(sys.argv[1], *found)
 
 
 def run(path, **environment):
-    subprocess.run([sys.executable, "-c", PROGRAM, path], check=True, env=os.environ | environment, timeout=300)
+    subprocess.run([sys.executable, "-c", PROGRAM, path], check=True, env=os.environ | environment, timeout=HANGS)
     with np.load(path) as saved:
         return [saved[name] for name in saved.files]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANGS
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "examples" / "word_vectors.py"
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="the examples are not part of an installation")
@@ -25,7 +26,7 @@ def command(*args, before=""):
 
 
 def run(*args, before="", env=None):
-    options = {"capture_output": True, "text": True, "encoding": "utf-8", "timeout": 300}
+    options = {"capture_output": True, "text": True, "encoding": "utf-8", "timeout": HANGS}
     environment = os.environ | {"MPLBACKEND": "agg", "PYTHONIOENCODING": "utf-8"} | (env or {})
     return subprocess.run(command(*args, before=before), env=environment, check=False, **options)
 
@@ -121,7 +122,7 @@ def test_interrupted_training_keeps_what_was_learnt(tmp_path):
         try:
             first = process.stderr.readline()
             process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=120)
+            output, errors = process.communicate(timeout=HANGS)
         finally:
             process.kill()
     assert "words/s" in first

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..kernels.cuda import records
 from ..kernels.cuda._groups import NONE
 from ..kernels.cuda.sort import OF_OFFSETS
 from . import queue as queues
@@ -37,7 +38,7 @@ def checks(when: str | None = None) -> str:
     before = _settings["check"]
     if when is not None:
         if when not in ("late", "now"):
-            raise ValueError(f"check must be 'late' or 'now', got {when!r}")
+            raise ValueError(f"when must be 'late' or 'now', got {when!r}")
         _settings["check"] = when
     return before
 
@@ -55,9 +56,7 @@ def raise_for(queue: Any, status: DeviceArray, call: Call, ids: DeviceArray) -> 
     position = int(queue.download(status)[0])
     if position == NONE:
         return
-    kept = queue.download(queue.record)
-    kept[kept >> 31 == call.number] = NONE
-    queue.write(queue.record, kept)
+    queue.launch(records.forget_call, 1, len(queue.record), queue.record, call.number)
     if position >= OF_OFFSETS:
         raise offsets_error(position - OF_OFFSETS, None)
     raise ids_error(call, position, queue.download(ids.part(position, 1))[0])
@@ -66,13 +65,11 @@ def raise_for(queue: Any, status: DeviceArray, call: Call, ids: DeviceArray) -> 
 def synchronize(device: int, stream: int | None = None) -> None:
     """Wait for a device, or a stream, and raise for the first call since the last time that was wrong."""
     if stream is None:
-        records = queues.take_records(device)
+        found = queues.take_records(device)
     else:
         queue = queues.open_queue(device, stream)
-        records = queue.download(queue.record).reshape(1, 2)
-        if (records != NONE).any():
-            queue.write(queue.record, np.full(2, NONE, np.uint64))
-    ids, offsets = map(int, records.min(axis=0, initial=NONE))
+        found = queues.taken(queue, queue.record).reshape(1, 2)
+    ids, offsets = map(int, found.min(axis=0, initial=NONE))
     if ids == offsets == NONE:
         return
     if offsets >> 31 <= ids >> 31:

@@ -1,6 +1,6 @@
 """The stateless layer on device arrays: same names, arguments and results as on the host."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,8 +10,9 @@ from ..rules.sgd import addition
 from . import inputs, launch, reading
 from .array import DeviceArray
 from .inputs import Session, lent
+from .together import Together
 from .values import DevicePlan, DeviceRowGradient, joined
-from .views import hand_over, make
+from .views import ADVICE, hand_over, make
 
 
 def result_dtype(table: DeviceArray) -> np.dtype[Any]:
@@ -24,12 +25,15 @@ def gather(weight: Any, ids: Any, out: Any = None) -> Any:
     ids, table = original(ids), inputs.weight(weight)
     if is_several(ids):
         return [gather(weight, each) for each in ids]
-    return lookup(inputs.opened(weight=weight, ids=ids, out=out), table, ids, out)
+    flat = inputs.ids(ids)
+    with inputs.opened(weight=weight, ids=ids, out=out) as session:
+        return lookup(session, table, *flat, out)
 
 
-def lookup(session: Session, table: DeviceArray, ids: Any, out: Any = None, late: Any = None) -> Any:
-    """`gather` within a call that has been opened; `late` reads rows that missed steps."""
-    flat, shape = inputs.ids(ids)
+def lookup(
+    session: Session, table: DeviceArray, flat: DeviceArray, shape: tuple[int, ...], out: Any = None, late: Any = None
+) -> Any:
+    """`gather` within a call, of ids of a shape; `late` reads rows that missed steps."""
     dtype, shape = result_dtype(table), (*shape, table.shape[1])
     if out is None:
         result, given = make(session.queue, session.caller, shape, dtype)
@@ -55,17 +59,24 @@ def as_plan(ids: Any, num_rows: int) -> DevicePlan:
     return ids
 
 
-def lookup_gradients(
-    session: Session,
-    plan: DevicePlan,
-    grad_out: Any,
-    dim: int | None,
-    dtype: Any,
-    name: str,
-    by_count: bool = False,
-    table: DeviceArray | None = None,
-) -> launch.Gradients:
-    """Check the gradients of a plan's lookups, and say where they lie; `table` is what they will change."""
+class Parts(NamedTuple):
+    """The gradients of a plan's lookups, which have been checked, and what the caller calls them."""
+
+    grads: list[DeviceArray]
+    names: tuple[str, ...]
+
+    def joined(self, queue: Any, by_count: bool = False, table: DeviceArray | None = None) -> launch.Gradients:
+        """Say where they lie; `table` is what they will change."""
+        several = len(self.grads) > 1
+        whole = joined(queue, self.grads, self.names) if several else inputs.apart(queue, self.grads[0], table)
+        return launch.Gradients(whole, by_count=by_count)
+
+
+def lookup_gradients(plan: DevicePlan, grad_out: Any, dim: int | None, dtype: Any, name: str) -> Parts:
+    """Check the gradients of a plan's lookups.
+
+    Before the call is opened: what torch and CuPy copy for it, on streams of theirs, is waited for then.
+    """
     several, shapes = plan.several, plan.shapes
     if several and not (isinstance(grad_out, list | tuple) and len(grad_out) == len(shapes)):
         got = f"{len(grad_out)}" if isinstance(grad_out, list | tuple) else f"one {type(grad_out).__name__}"
@@ -76,8 +87,7 @@ def lookup_gradients(
     for part, shape, each in zip(parts, shapes, names, strict=True):
         grads.append(inputs.gradient(part, shape, dim, dtype, each))
         dim = grads[-1].shape[1]
-    whole = joined(session.queue, grads, names) if len(grads) > 1 else inputs.apart(session.queue, grads[0], table)
-    return launch.Gradients(whole, by_count=by_count)
+    return Parts(grads, names)
 
 
 def sessions(plan: DevicePlan, table: Any = None, **arrays: Any) -> Session:
@@ -89,10 +99,8 @@ def sessions(plan: DevicePlan, table: Any = None, **arrays: Any) -> Session:
         else:
             flat[name] = value
     session = inputs.opened(plan.status, table, **flat)
-    if session.caller.device != plan.caller.device:
-        raise TypeError(
-            f"ids are a plan on cuda:{plan.caller.device}, the other arrays on cuda:{session.caller.device}"
-        )
+    if (device := session.caller.device) != plan.caller.device:
+        raise TypeError(f"ids are a plan on cuda:{plan.caller.device}, the other arrays on cuda:{device}; {ADVICE}")
     return session
 
 
@@ -103,14 +111,15 @@ def scatter_add(weight: Any, ids: Any, values: Any, alpha: float = 1.0) -> None:
     if abs(alpha) > float(np.finfo(table.dtype).max):
         raise ValueError(f"alpha must fit into {table.dtype}, got {alpha}")
     batch = as_plan(ids, len(table))
-    session = sessions(batch, weight=weight, values=values)
-    grads = lookup_gradients(session, batch, values, table.shape[1], table.dtype, "values", table=table)
+    parts = lookup_gradients(batch, values, table.shape[1], table.dtype, "values")
     none = DeviceArray(0, (len(table), 0, table.shape[1]), table.dtype, None)
     like = addition(alpha, table.dtype)
-    hyper = session.queue.upload(np.array(like, table.dtype))
     stateless = launch.Table(table, none, DeviceArray(0, (len(table), 0), table.dtype, None))
-    with lent(session.queue, batch.queue):
-        launch.update_rows(session.queue, stateless, batch.batch, grads, -1, hyper, like, session.status)
+    with sessions(batch, weight=weight, values=values) as session, lent(session.queue, batch.queue):
+        grads, together = parts.joined(session.queue, table=table), Together(session.queue)
+        hyper = session.queue.upload(np.array(like, table.dtype))
+        launch.update_rows(together, stateless, batch.batch, grads, -1, hyper, like, session.status)
+        together.start()
 
 
 def coalesce(
@@ -121,9 +130,9 @@ def coalesce(
     padding = check.padding(padding_idx, num_rows)
     by_count = check.flag(scale_grad_by_freq, "scale_grad_by_freq")
     batch = as_plan(ids, num_rows)
-    session = sessions(batch, grad_out=grad_out)
-    grads = lookup_gradients(session, batch, grad_out, None, None, "grad_out", by_count)
-    return row_gradient(session, batch, grads, num_rows, padding)
+    parts = lookup_gradients(batch, grad_out, None, None, "grad_out")
+    with sessions(batch, grad_out=grad_out) as session:
+        return row_gradient(session, batch, parts.joined(session.queue, by_count), num_rows, padding)
 
 
 def row_gradient(

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -10,57 +10,72 @@ from .. import _validate as check
 from . import errors, launch, reading
 from . import queue as queues
 from .array import DeviceArray
-from .views import Caller, caller_of, converted, current_stream, kind_of, row_major, stream_of, view
+from .views import LEGACY, Caller, by_dlpack, caller_of, converted, current_stream, row_major, stream_of, view
 
-_kept: dict[Any, list[Any]] = {}
 MOST = 2**31  # ids of a call: kernels count them in int32
 
 
-class Session(NamedTuple):
-    """One call: whose arrays, on which stream, and what it says of its ids."""
+class Session:
+    """One call, for ``with``: whose arrays, on which stream, and what it says of its ids.
 
-    caller: Caller
-    queue: Any
-    status: DeviceArray
+    At its end, when everything has been started, the streams of the caller's other arrays wait for it.  Only then
+    may these arrays be given back, or read if the call wrote to them.
+    """
+
+    __slots__ = ("_held", "_others", "caller", "queue", "status")
+
+    def __init__(
+        self, caller: Caller, queue: Any, status: DeviceArray, others: list[Any] | None = None, held: Any = ()
+    ) -> None:
+        self.caller, self.queue, self.status = caller, queue, status
+        self._others, self._held = others or [], held
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        mark = self.queue.mark() if self._others else None
+        for other in self._others:
+            other.after(mark)
+        if self._held:
+            self.queue.hold(*self._held)
+        self._others, self._held = [], ()
 
 
-def opened(status: DeviceArray | None = None, table: Any = None, **arrays: Any) -> Session:
+def opened(status: DeviceArray | None = None, table: Any = None, bags: tuple[Any, ...] = (), **arrays: Any) -> Session:
     """Start a call with these arrays, which must all be on one device, that of a `table` too.
 
-    `status` is that of a plan.  Arrays that were made on other streams are waited for there.
+    `status` is that of a plan.  Arrays that were made on other streams are waited for there; of a table only the
+    caller's array, for the home stream has an order of its own (`lent`).  Held until the queue is done with the call
+    are arrays whose owners know of no stream, such as JAX's, and copies that `bags` made on another stream.
     """
     caller = caller_of(**arrays) if table is None else caller_of(table=table, **arrays)
     queue = queues.open_queue(caller.device, caller.stream)
-    for array in arrays.values():
-        stream = None if array is None else stream_of(array, caller.device)
-        if stream is not None and stream != caller.stream:
-            queue.after(queues.open_queue(caller.device, stream).mark())
-    _keep(queue, [array for array in arrays.values() if kind_of(array) == "jax"])
-    return Session(caller, queue, launch.new_status(queue) if status is None else status)
+    given = [each for each in arrays.values() if each is not None]
+    wanted = [stream_of(each, caller.device) for each in given]
+    if table is not None:
+        given.append(table)
+        wanted.append(None if (its := stream_of(table, caller.device)) == LEGACY else its)
+    numbers = [each for each in dict.fromkeys(wanted) if each is not None and each != caller.stream]
+    others = [queues.open_queue(caller.device, each) for each in numbers]
+    for other in others:
+        queue.after(other.mark())
+    held = [each for each in given if by_dlpack(each)]
+    held += [each.where for each in bags if each.caller.kind != "ours" and each.caller.stream != caller.stream]
+    return Session(caller, queue, launch.new_status(queue) if status is None else status, others, held)
 
 
 @contextlib.contextmanager
-def lent(queue: Any, home: Any) -> Iterator[None]:
+def lent(queue: Any, home: Any) -> Iterator[Any]:
     """Use on one stream what belongs to another: after what that has been given, and before what it will be."""
     if queue is home:
-        yield
+        yield queue
         return
     queue.after(home.mark())
     try:
-        yield
+        yield queue
     finally:
         home.after(queue.mark())
-
-
-def _keep(queue: Any, arrays: list[Any]) -> None:
-    """Hold arrays that their owner would give back too early until the queue is done with the call that begins.
-
-    JAX does, for it does not know of this stream.  When the next call begins, all of this one has been started.
-    """
-    if before := _kept.pop(queue, None):
-        queue.hold(*before)
-    if arrays:
-        _kept[queue] = arrays
 
 
 def weight(value: Any, name: str = "weight", writeable: bool = False) -> DeviceArray:
@@ -103,7 +118,9 @@ def floats(value: Any, dtype: Any, name: str) -> DeviceArray:
     """Check that an array holds floats of a dtype, or of any that kernels have; torch and CuPy convert theirs."""
     array = view(row_major(value if dtype is None else converted(value, dtype)), name)
     if array.dtype.kind != "f":
-        raise TypeError(f"{name} must hold floats, got {array.dtype}; convert with .astype(np.float32)")
+        raise TypeError(
+            f"{name} must hold floats on a GPU, got {array.dtype}; convert with .astype(np.float32), torch: .float()"
+        )
     if array.dtype not in check.FLOATS or (dtype is not None and array.dtype != dtype):
         wanted = np.dtype(dtype if dtype is not None else np.float32)
         raise TypeError(f"{name} must be {wanted} on a GPU, got {array.dtype}; convert with .astype(np.{wanted})")

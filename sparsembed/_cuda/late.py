@@ -18,22 +18,25 @@ class LateRows:
     def __init__(self) -> None:
         self._history: Any = None
         self.entries: Any = ()
+        self.past: Any = ()
+        self.ages: Any = ()
         self._seen = 0
 
     def sync(self, queue: Any, history: Any) -> None:
-        """Copy what steps have changed since: the last ones, and all that still move."""
-        room = len(history.entries)
-        if history is not self._history or room != len(self.entries):
-            self._history, low = history, 0
-            self.entries = queue.empty(history.entries.shape, np.float64)
-            self.past = queue.empty(history.past.shape, history.past.dtype)
-            self.ages = queue.upload(history.ages)
-        else:
-            low = max(0, self._seen - int(history.reach))
-        high = min(history.newest + 2, room)  # the step that is about to be taken is on record, too
-        for mine, its in ((self.entries, history.entries), (self.past, history.past)):
+        """Copy what steps have changed since: the last ones, and all that still move.
+
+        What has been copied is noted at the end, so that an exception on the way loses nothing.
+        """
+        room, newest = len(history.entries), history.newest
+        entries, past, ages, low = self.entries, self.past, self.ages, max(0, self._seen - int(history.reach))
+        if history is not self._history or room != len(entries):
+            entries, low = queue.empty(history.entries.shape, np.float64), 0
+            past = queue.empty(history.past.shape, history.past.dtype)
+            ages = queue.upload(history.ages)
+        high = min(newest + 2, room)  # the step that is about to be taken is on record, too
+        for mine, its in ((entries, history.entries), (past, history.past)):
             queue.write(mine.part(low, high - low), np.ascontiguousarray(its[low:high]))
-        self._seen = history.newest
+        self.entries, self.past, self.ages, self._history, self._seen = entries, past, ages, history, newest
 
     def find(
         self,

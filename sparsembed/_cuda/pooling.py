@@ -1,7 +1,6 @@
 """Pooling on device arrays: same names, arguments and results as on the host."""
 
-import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +28,7 @@ def bags_of(bags: Any, mode: Any, dtype: Any) -> tuple[int, reading.Bags]:
 def opened_for(bags: Any, table: Any = None, **arrays: Any) -> Session:
     """Open a call on bags and other arrays."""
     arrays |= {"offsets": bags.offsets, "per_sample_weights": bags.per_sample_weights}
-    return inputs.opened(None, table, ids=bags.ids, **arrays)
+    return inputs.opened(None, table, (bags,), ids=bags.ids, **arrays)
 
 
 def pool(weight: Any, bags: Any, mode: str = "sum", out: Any = None, *, padding_idx: int | None = None) -> Any:
@@ -37,41 +36,45 @@ def pool(weight: Any, bags: Any, mode: str = "sum", out: Any = None, *, padding_
     table = inputs.weight(weight)
     number, where = bags_of(bags, mode, result_dtype(table))
     padding = check.padding(padding_idx, len(table))
-    session = opened_for(bags, weight=weight, out=out)
     dtype, shape = result_dtype(table), (where.num_bags, table.shape[1])
-    if out is None:
-        result, given = make(session.queue, session.caller, shape, dtype)
-    else:
-        lies = {"weight": table, "ids": where.ids, "offsets": where.offsets, "per_sample_weights": where.weights}
-        result, given = inputs.output(out, shape, dtype, **lies), out
-    inputs.bags_in_range(session, [where], where.ids, len(table), ["bags.ids"])
-    if mode == "max":
-        reading.pool_max(session.queue, table, where, padding, result, session.status)
-    else:
-        reading.pool(session.queue, table, where, number, padding, result, session.status)
-    return given if out is not None else hand_over(given, session.caller)
+    with opened_for(bags, weight=weight, out=out) as session:
+        if out is None:
+            result, given = make(session.queue, session.caller, shape, dtype)
+        else:
+            lies = {"weight": table, "ids": where.ids, "offsets": where.offsets, "per_sample_weights": where.weights}
+            result, given = inputs.output(out, shape, dtype, **lies), out
+        inputs.bags_in_range(session, [where], where.ids, len(table), ["bags.ids"])
+        if mode == "max":
+            reading.pool_max(session.queue, table, where, padding, result, session.status)
+        else:
+            reading.pool(session.queue, table, where, number, padding, result, session.status)
+        return given if out is not None else hand_over(given, session.caller)
 
 
-def pooled_gradients(
-    bags: list[Any],
-    grad_out: list[Any],
-    mode: str,
-    num_rows: int,
-    padding: int,
-    source: DeviceArray | None,
-    dtype: Any,
-    by_count: bool,
-    rows_of: Any = None,
-    **arrays: Any,
-) -> tuple[Session, DevicePlan, launch.Gradients]:
-    """Plan pooled lookups and check their gradients; `arrays` are all others.
+class Pooled(NamedTuple):
+    """Pooled lookups and their gradients, which have been checked."""
 
-    `source` is what "max" compares, unless ``rows_of(session, bags)`` says that by its context.
-    """
+    bags: list[Any]
+    names: list[str]
+    mode: str
+    number: int  # of the mode
+    places: list[reading.Bags]
+    grads: list[DeviceArray]
+    given: dict[str, Any]  # the caller's arrays
+
+    def opened(self, table: Any = None, **arrays: Any) -> Session:
+        """Open a call on them, a table and other arrays."""
+        return inputs.opened(None, table, tuple(self.bags), **arrays, **self.given)
+
+
+def checked(bags: list[Any], grad_out: list[Any], mode: str, source: DeviceArray | None, dtype: Any) -> Pooled:
+    """Check pooled lookups and their gradients; `source` is what "max" compares."""
     if len(bags) != len(grad_out):
         raise ValueError(f"grad_out must be a list of {len(bags)} gradients, one per set of bags, got {len(grad_out)}")
     names = ["bags"] if len(bags) == 1 else [f"bags[{i}]" for i in range(len(bags))]
-    grads, places, given, dim = [], [], dict(arrays), None if source is None else source.shape[1]
+    grads, places, dim = [], [], None if source is None else source.shape[1]
+    number = 0
+    given: dict[str, Any] = {}
     for i, (each, part, name) in enumerate(zip(bags, grad_out, names, strict=True)):
         which = name.replace("bags", "grad_out")
         number, _ = bags_of(each, mode, None)
@@ -79,26 +82,44 @@ def pooled_gradients(
         dim, dtype = grads[-1].shape[1], grads[-1].dtype
         places.append(bags_of(each, mode, dtype)[1])
         given |= {which: part, f"ids {i}": each.ids, f"offsets {i}": each.offsets, f"w {i}": each.per_sample_weights}
-    session = inputs.opened(None, **given)
-    queue, status = session.queue, session.status
+    return Pooled(bags, names, mode, number, places, grads, given)
+
+
+def pooled_gradients(
+    session: Session,
+    lookups: Pooled,
+    num_rows: int,
+    padding: int,
+    source: DeviceArray | None,
+    by_count: bool,
+    with_rows: Any = None,
+) -> tuple[DevicePlan, launch.Gradients]:
+    """Plan pooled lookups within a call, and say where the gradients lie.
+
+    `source` is what "max" compares, unless ``with_rows(session, bags, work)`` calls ``work(rows, gathered)``.
+    """
+    queue, status, mode, number = session.queue, session.status, lookups.mode, lookups.number
+    names, places, dtype = lookups.names, lookups.places, lookups.grads[0].dtype
     where = joined_bags(queue, places, names, dtype, status)
     call = inputs.bags_in_range(session, places, where.ids, num_rows, [f"{name}.ids" for name in names])
     plain = where.weights is None and mode != "max"
     plan = DevicePlan(where.ids, num_rows, "bags.ids", where.offsets if plain else None, (session, call))
-    grad = inputs.apart(queue, joined(queue, grads, names), source)
+    grad = inputs.apart(queue, joined(queue, lookups.grads, names), source)
     if plain:
         shares = None if mode == "sum" else reading.share(queue, where, number, padding, dtype, status)
-        return session, plan, launch.Gradients(grad, None, shares, None, by_count)
+        return plan, launch.Gradients(grad, None, shares, None, by_count)
     only_bags = mode in ("sum", "max") and where.weights is None
     bag_of, coefs = reading.expand(queue, where, number, padding, dtype, only_bags, status)
     winners = None
     if mode == "max":
         assert source is not None
         room = queue.empty((where.num_bags, source.shape[1]), result_dtype(source))
-        compared = contextlib.nullcontext((source, False)) if rows_of is None else rows_of(session, where)
-        with compared as (rows, gathered):
-            winners = reading.pool_max(queue, rows, where, padding, room, status, gathered)
-    return session, plan, launch.Gradients(grad, bag_of, coefs, winners, by_count)
+
+        def compare(rows: DeviceArray, gathered: bool) -> DeviceArray:
+            return reading.pool_max(queue, rows, where, padding, room, status, gathered)
+
+        winners = compare(source, False) if with_rows is None else with_rows(session, where, compare)
+    return plan, launch.Gradients(grad, bag_of, coefs, winners, by_count)
 
 
 def joined_bags(
@@ -142,9 +163,10 @@ def pool_gradient(
     check_mode(bags, mode)
     padding = check.padding(padding_idx, num_rows)
     by_count = check.flag(scale_grad_by_freq, "scale_grad_by_freq")
-    where = (num_rows, padding, table, None, by_count)
-    session, plan, grads = pooled_gradients([bags], [grad_out], mode, *where, weight=weight)
-    return row_gradient(session, plan, grads, num_rows, padding)
+    lookups = checked([bags], [grad_out], mode, table, None)
+    with lookups.opened(weight=weight) as session:
+        plan, grads = pooled_gradients(session, lookups, num_rows, padding, table, by_count)
+        return row_gradient(session, plan, grads, num_rows, padding)
 
 
 def per_sample_weights_gradient(
@@ -158,8 +180,8 @@ def per_sample_weights_gradient(
     number, where = bags_of(bags, mode, dtype)
     padding = check.padding(padding_idx, len(table))
     grad = inputs.gradient(grad_out, (where.num_bags,), table.shape[1], dtype)
-    session = opened_for(bags, weight=weight, grad_out=grad_out)
-    inputs.bags_in_range(session, [where], where.ids, len(table), ["bags.ids"])
-    result, given = make(session.queue, session.caller, (len(where.ids),), dtype)
-    reading.weights_gradient(session.queue, table, where, grad, number, padding, result, session.status)
-    return hand_over(given, session.caller)
+    with opened_for(bags, weight=weight, grad_out=grad_out) as session:
+        inputs.bags_in_range(session, [where], where.ids, len(table), ["bags.ids"])
+        result, given = make(session.queue, session.caller, (len(where.ids),), dtype)
+        reading.weights_gradient(session.queue, table, where, grad, number, padding, result, session.status)
+        return hand_over(given, session.caller)

@@ -8,11 +8,13 @@ import numpy as np
 from cuda.bindings import driver
 
 from ..kernels.cuda._groups import NONE
+from ..kernels.cuda.records import move_records
 from .array import DeviceArray
 from .driver import FORKED, checked, unusable
 from .stream import LEGACY, PER_THREAD, Queue
 
 _RECORDS = 1024  # streams that have a record of their own
+_THREADS = 256
 _queues: dict[tuple[int, int, int], Queue] = {}
 _shared: dict[int, "Shared"] = {}
 _forked: list[RuntimeError] = []
@@ -91,11 +93,19 @@ def take_records(device: int) -> Any:
     """
     queue = open_queue(device, 0)
     checked(driver.cuCtxSynchronize(), "waiting for the GPU")
-    records = _shared[device].records
-    kept = queue.download(records)
-    (used,) = (kept != NONE).any(axis=1).nonzero()
-    for k in used:
-        queue.write(records.part(int(k), 1), np.full(2, NONE, np.uint64))
-    if len(used):
-        queue.wait()
-    return kept[used]
+    found = taken(queue, _shared[device].records)
+    return found[(found != NONE).any(axis=1)]
+
+
+def taken(queue: Any, records: DeviceArray) -> Any:
+    """Wait for a queue, and return what records say, which is cleared: that alone.
+
+    Other streams may note something at any time, so it is the device that takes a number and clears it, at once.
+    """
+    found = queue.download(records)
+    if (found != NONE).any():
+        moved = queue.empty(records.shape, np.uint64)
+        blocks = -(-records.size // _THREADS)
+        queue.launch(move_records, blocks, _THREADS, records, records.size, moved)
+        found = queue.download(moved)
+    return found

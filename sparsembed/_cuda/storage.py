@@ -1,8 +1,8 @@
 """DeviceStorage: what a table on a GPU holds, and how it is saved."""
 
-import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +27,6 @@ class DeviceStorage(EmbeddingTable):
     """Weights and state on a GPU, and how they are saved."""
 
     _on_device = True
-    _recording = False
     _begun: Any = None  # the rule and the step that `begin_step` was for
     _caller: Caller
 
@@ -47,7 +46,7 @@ class DeviceStorage(EmbeddingTable):
         self: Any = cls.__new__(cls)
         self._caller = caller_of(weight=weight)
         home = self._home
-        with inputs.lent(home, inputs.queue_of(self._caller)):
+        with inputs.opened(weight=weight) as session, inputs.lent(home, session.queue):
             if copy:
                 weight = home.empty(given.shape, given.dtype)
                 home.copy(weight, given)
@@ -59,46 +58,50 @@ class DeviceStorage(EmbeddingTable):
         """The stream that the table's memory belongs to: the legacy default stream of its device."""
         return queues.open_queue(self._caller.device, LEGACY)
 
-    @contextlib.contextmanager
-    def _running(self, session: inputs.Session) -> Iterator[None]:
+    def _running(self, session: inputs.Session) -> AbstractContextManager[Any]:
         """Work on the table on the stream of a call.
 
         Calls on several streams follow each other as the host makes them: each waits, on the device, for what the
         home stream has been given, and that waits for it; but for what is captured in a graph, which cannot wait.
+        The lock is the caller's: one that a generator held would stay locked for as long as an exception lives that
+        ended it.
         """
-        with inputs.lent(session.queue, self._home):
-            yield
+        return inputs.lent(session.queue, self._home)
 
-    @contextlib.contextmanager
-    def _at_home(self) -> Iterator[Any]:
+    def _at_home(self) -> AbstractContextManager[Any]:
         """Work on the table on its home stream, as part of what the caller's current stream is given."""
         stream = stream_of(self._given, self._caller.device)
-        with self._lock, inputs.lent(self._home, queues.open_queue(self._caller.device, stream or LEGACY)):
-            yield self._home
+        return inputs.lent(self._home, queues.open_queue(self._caller.device, stream or LEGACY))
 
     def _hold(self, weight: Any, optimizer: Rule | None, options: Options) -> None:  # type: ignore[override]
+        """Hold a weight and fresh state; what may fail is made before anything of the table is set."""
         queue = self._home
-        self._given = queue.upload(weight) if isinstance(weight, np.ndarray) else weight
-        self._weight: Any = view(self._given, "weight")
-        num_rows, dim = self._weight.shape
-        self._optimizer, self._options, self._limit = optimizer, options, None
+        given = queue.upload(weight) if isinstance(weight, np.ndarray) else weight
+        array = view(given, "weight")
+        (num_rows, dim), dtype, limit = array.shape, array.dtype, None
         if options.max_norm is not None:
-            self._limit = _norms.limit(options.max_norm, options.norm_type, 1e-7, self._weight)  # 1e-7: as torch
-        self._steps = np.zeros(3, np.int64)
+            limit = _norms.limit(options.max_norm, options.norm_type, 1e-7, array)  # 1e-7: as torch
         slots = () if optimizer is None else optimizer.slots
         row_slots = () if optimizer is None else optimizer.row_slots
-        dtype = self._weight.dtype
-        self._state: Any = queue.filled((num_rows, len(slots), dim), dtype, 0)
-        self._row_state: Any = queue.filled((num_rows, len(row_slots)), dtype, 0)
+        state = queue.filled((num_rows, len(slots), dim), dtype, 0)
+        row_state = queue.filled((num_rows, len(row_slots)), dtype, 0)
         fields = 0 if optimizer is None else len(optimizer.Hyper._fields)  # type: ignore[attr-defined]
-        self._hyper, self._late = queue.empty((fields,), dtype), LateRows()
+        catches_up = optimizer is not None and optimizer.catch_up is not None
+        last = queue.filled((num_rows if catches_up else 0,), np.int32, 0)
+        hyper, late, history = queue.empty((fields,), dtype), LateRows(), None
+        if optimizer is not None and catches_up:
+            history = optimizer.history(dtype, 0)
+        steps, lock, gate = np.zeros(3, np.int64), threading.RLock(), threading.RLock()
+        self._given, self._optimizer, self._options, self._limit = given, optimizer, options, limit
+        self._weight: Any = array
+        self._state: Any = state
+        self._row_state: Any = row_state
+        self._last: Any = last
+        self._hyper, self._late, self._history, self._begun = hyper, late, history, None
+        self._steps, self._lock = steps, lock
+        self._gate: Any = gate  # whoever steps holds it, and whoever records a step
         self._constrain()
-        self._lock = threading.RLock()
         _TABLES.add(self)
-        self._last: Any = queue.filled((num_rows if self._catches_up else 0,), np.int32, 0)
-        self._history = None
-        if optimizer is not None and self._catches_up:
-            self._history = optimizer.history(dtype, 0)
 
     def _constrain(self) -> None:  # type: ignore[override]
         queue = self._home
@@ -127,7 +130,7 @@ class DeviceStorage(EmbeddingTable):
 
     def flush(self) -> None:
         """Bring every row up to date with the dense optimizer."""
-        with self._at_home():
+        with self._lock, self._at_home():
             if self._history is not None and (history := self._synced(self._history)).newest:
                 self._flush(history)
 
@@ -153,30 +156,43 @@ class DeviceStorage(EmbeddingTable):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Copy everything that training changes to the host; raises for ids that were out of range."""
-        self.synchronize()
-        with self._at_home() as home:
-            self.flush()
-            rule = self._optimizer
-            saved: dict[str, Any] = {"weight": home.download(self._weight), "step": self.step}
-            state, row_state = home.download(self._state), home.download(self._row_state)
+        """Copy everything that training changes to the host, all of one step; raises for ids out of range."""
+        with self._lock:
+            self.synchronize()
+            with self._at_home() as home:
+                self.flush()
+                rule, step = self._optimizer, self.step
+                saved: dict[str, Any] = {"weight": home.download(self._weight), "step": step}
+                state, row_state = home.download(self._state), home.download(self._row_state)
         if rule is not None:
             saved |= {name: state[:, k].copy() for k, name in enumerate(rule.slots)}
             saved |= {name: row_state[:, k].copy() for k, name in enumerate(rule.row_slots)}
         return saved
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, of a table on any device; its arrays are in host memory."""
+        """Restore what `state_dict` returned, of a table on any device; its arrays are in host memory.
+
+        Everything is checked before the first byte is written.  Whoever interrupts it has to wait: it ends first.
+        """
         inputs.in_place(self._weight, "the table")
         host = self._host()
         host.load_state_dict(state_dict)
-        pairs = ((self._weight, host._weight), (self._state, host._state), (self._row_state, host._row_state))
-        with self._at_home() as home:
-            for mine, its in pairs:
-                home.write(mine, its)
-            if self._catches_up:
-                home.write(self._last, np.full(self.num_rows, host.step, np.int32))
+        last = np.full(len(self._last), host.step, np.int32)
+
+        def write() -> None:
+            home.write(self._weight, host._weight)
+            home.write(self._state, host._state)
+            home.write(self._row_state, host._row_state)
+            home.write(self._last, last)
             self._start_at(host.step)
+            self._begun = None
+
+        with self._gate, self._lock, self._at_home() as home:
+            try:
+                write()
+            except BaseException:  # half of it is there
+                write()
+                raise
 
     def _host(self) -> EmbeddingTable:
         """A table of the same kind in host memory, empty."""
@@ -184,7 +200,8 @@ class DeviceStorage(EmbeddingTable):
         return EmbeddingTable.from_array(empty, self._optimizer, **self._options._asdict())
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"device": self._caller.device}
+        with self._lock:
+            return super().__getstate__() | {"device": self._caller.device}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self._place(f"cuda:{saved['device']}")

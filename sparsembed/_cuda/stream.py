@@ -7,6 +7,7 @@ must outlive the arrays that were made on it.
 
 import itertools
 import math
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +44,8 @@ class Queue:
         its.set_current()
         self.device, self.stream = device, stream or LEGACY
         self._context = driver.CUcontext(int(its.context.handle))
-        self.handle = driver.CUstream(self.stream)
+        self._handles = driver.CUstream(self.stream), driver.CUstream(LEGACY)
+        self._thread = threading.get_ident() if self.stream == PER_THREAD else None
         named = {LEGACY: LEGACY_DEFAULT_STREAM, PER_THREAD: PER_THREAD_DEFAULT_STREAM}
         self._stream = named.get(self.stream) or Stream.from_handle(stream)
         # Threads share memory of their own streams: the legacy stream waits for all of these, and they for it.
@@ -56,6 +58,19 @@ class Queue:
         self.kernels: dict[Any, Any] = {}  # those of the device
         #: The first ids, and offsets, that were out of range on this stream.
         self.record: DeviceArray
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether this is another thread's own stream, whose number means this thread's own stream here.
+
+        The legacy stream stands for it then: it waits for all of these, and they for it.
+        """
+        return self._thread is not None and self._thread != threading.get_ident()
+
+    @property
+    def handle(self) -> Any:
+        """What the driver takes for it."""
+        return self._handles[self._elsewhere]
 
     def enter(self) -> None:
         """Make the device the current one of this thread."""
@@ -199,15 +214,20 @@ class Queue:
 
     def launch(self, kernel: Callable[..., Any], blocks: int, threads: int, *arguments: Any) -> None:
         """Start a kernel, compiled when it is first met with arguments of such types."""
+        start, *given = self.ready(kernel, blocks, threads, *arguments)
+        try:
+            start(*given)
+        except Exception as error:
+            raise unstarted(error, kernel, blocks, threads) from error
+
+    def ready(self, kernel: Callable[..., Any], blocks: int, threads: int, *arguments: Any) -> tuple[Any, ...]:
+        """Return the function that starts a kernel, and what it takes; the caller keeps the arrays until then."""
         key, flat = code.flatten(kernel, arguments)
         if (found := self.kernels.get(key)) is None:
             found = self._load(key, kernel, arguments)
         if (config := _configs.get((blocks, threads))) is None:
             config = _configs[blocks, threads] = self._config(grid=blocks, block=threads)
-        try:
-            self._start(self._stream, config, found, *flat)
-        except Exception as error:
-            raise failure(str(error), f"{kernel.__name__} on {blocks} blocks of {threads} threads") from error
+        return self._start, self._lender if self._elsewhere else self._stream, config, found, *flat
 
     def _load(self, key: Any, kernel: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         from cuda.core import ObjectCode
@@ -220,3 +240,8 @@ class Queue:
                 except Exception as error:
                     raise failure(str(error), f"loading {kernel.__name__}") from error
         return self.kernels[key]
+
+
+def unstarted(error: Exception, kernel: Callable[..., Any], blocks: int, threads: int) -> Exception:
+    """Return the exception for a kernel that could not be started."""
+    return failure(str(error), f"{kernel.__name__} on {blocks} blocks of {threads} threads")

@@ -1,7 +1,7 @@
 """DeviceTable: an EmbeddingTable whose weights and state lie on a GPU."""
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,11 @@ from . import functional, inputs, launch, pooling, reading
 from .array import DeviceArray
 from .functional import as_plan, lookup_gradients, sessions
 from .storage import DeviceStorage
+from .together import Together
 from .values import DevicePlan, DeviceRowGradient
 from .views import ADVICE, hand_over, make
+
+_ONE_STEP = np.array([1, 0, 0])
 
 
 class DeviceTable(DeviceStorage):
@@ -28,14 +31,17 @@ class DeviceTable(DeviceStorage):
         ids = original(ids)
         if is_several(ids):
             return [self.lookup(each) for each in ids]
-        session = inputs.opened(None, self._given, ids=ids)
-        with self._lock:
+        flat = inputs.ids(ids)
+        with inputs.opened(None, self._given, ids=ids) as session, self._lock:
             late = None
             if self._history is not None:
                 self._late.sync(self._home, self._synced(self._history))
                 late = self._read_late
             with self._running(session):
-                return functional.lookup(session, self._weight, ids, late=late)
+                return functional.lookup(session, self._weight, *flat, late=late)
+
+    def __getitem__(self, ids: Any) -> Any:
+        return self.lookup(ids)
 
     def _read_late(self, session: inputs.Session, flat: DeviceArray, rows: DeviceArray) -> None:
         """Read rows as they are after the newest step."""
@@ -49,21 +55,23 @@ class DeviceTable(DeviceStorage):
     def pool(self, bags: Bags, mode: str = "sum") -> Any:
         """Pool the rows of each bag on the GPU."""
         number, where = pooling.bags_of(bags, mode, functional.result_dtype(self._weight))
-        session = pooling.opened_for(bags, self._given)
-        padding = check.padding(self.padding_idx, self.num_rows)
-        inputs.bags_in_range(session, [where], where.ids, self.num_rows, ["bags.ids"])
-        dtype, queue = functional.result_dtype(self._weight), session.queue
-        result, given = make(queue, session.caller, (where.num_bags, self.dim), dtype)
-        with self._rows_of(session, where) as (source, gathered):
-            if mode == "max":
-                reading.pool_max(queue, source, where, padding, result, session.status, gathered)
-            else:
-                reading.pool(queue, source, where, number, padding, result, session.status, gathered)
-        return hand_over(given, session.caller)
+        padding, dtype = check.padding(self.padding_idx, self.num_rows), functional.result_dtype(self._weight)
+        with pooling.opened_for(bags, self._given) as session:
+            inputs.bags_in_range(session, [where], where.ids, self.num_rows, ["bags.ids"])
+            queue, status = session.queue, session.status
+            result, given = make(queue, session.caller, (where.num_bags, self.dim), dtype)
 
-    @contextlib.contextmanager
-    def _rows_of(self, session: inputs.Session, bags: reading.Bags) -> Iterator[tuple[DeviceArray, bool]]:
-        """The table, or if rows may have missed steps a row for each id of bags; and whether it is the latter."""
+            def read(rows: DeviceArray, gathered: bool) -> None:
+                if mode == "max":
+                    reading.pool_max(queue, rows, where, padding, result, status, gathered)
+                else:
+                    reading.pool(queue, rows, where, number, padding, result, status, gathered)
+
+            self._with_rows(session, where, read)
+            return hand_over(given, session.caller)
+
+    def _with_rows(self, session: inputs.Session, bags: reading.Bags, work: Callable[[DeviceArray, bool], Any]) -> Any:
+        """Call ``work(rows, gathered)``: with the table, or if rows may have missed steps a row for each id of bags."""
         with self._lock:
             gathered = self._history is not None
             if self._history is not None:
@@ -73,61 +81,66 @@ class DeviceTable(DeviceStorage):
                 if gathered:
                     source = session.queue.empty((len(bags.ids), self.dim), self._weight.dtype)
                     self._read_late(session, bags.ids, source)
-                yield source, gathered
+                return work(source, gathered)
 
     def update(self, ids: Any, grad_out: Any, *, check_finite: bool = False) -> None:
         """Take one optimizer step on the rows of a batch, in place, on the GPU."""
         rule = self._ready(check_finite)
         plan = as_plan(ids, self.num_rows)
-        session = sessions(plan, self._given, grad_out=grad_out)
-        by_count, dtype = self.scale_grad_by_freq, self._weight.dtype
-        grads = lookup_gradients(session, plan, grad_out, self.dim, dtype, "grad_out", by_count, self._weight)
-        self._step(rule, session, plan, plan.batch, grads)
+        parts = lookup_gradients(plan, grad_out, self.dim, self._weight.dtype, "grad_out")
+        with sessions(plan, self._given, grad_out=grad_out) as session:
+            grads = parts.joined(session.queue, self.scale_grad_by_freq, self._weight)
+            self._step(rule, session, plan, plan.batch, grads)
 
     def update_pooled(self, bags: Any, grad_out: Any, mode: str = "sum", *, check_finite: bool = False) -> None:
         """Take one optimizer step from the gradient of a pooled lookup, in place, on the GPU."""
         rule = self._ready(check_finite)
         parts, grads = as_lists(bags, grad_out)
         padding = check.padding(self.padding_idx, self.num_rows)
-        where = (self.num_rows, padding, self._weight, self._weight.dtype, self.scale_grad_by_freq, self._rows_of)
-        session, plan, gradients = pooling.pooled_gradients(parts, grads, mode, *where, table=self._given)
-        self._step(rule, session, plan, plan.batch, gradients)
+        lookups = pooling.checked(parts, grads, mode, self._weight, self._weight.dtype)
+        where = (self.num_rows, padding, self._weight, self.scale_grad_by_freq, self._with_rows)
+        with lookups.opened(self._given) as session:
+            plan, gradients = pooling.pooled_gradients(session, lookups, *where)
+            self._step(rule, session, plan, plan.batch, gradients)
 
     def begin_step(self) -> None:
         """Count a step, and put its scalars where the updates that `recording` records read them."""
         rule, dtype = self._ready(False), self._weight.dtype
-        with self._at_home() as home:
-            like = rule.cast(rule.hyper(self.step + 1), self.step + 1, dtype)
-            home.write(self._hyper, np.array(like, dtype))
-            self._steps[0] += 1
-            self._begun = (rule, self.step)
+        with self._gate, self._lock, self._at_home() as home:
+            step = self.step + 1
+            home.write(self._hyper, np.array(rule.cast(rule.hyper(step), step, dtype), dtype))
+            begun = (rule, step)
+            self._steps[0] = step
+            self._begun = begun
 
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> AbstractContextManager[Any]:
         """Within it, `update` and `update_pooled` are part of a step that `begin_step` began, as in a CUDA graph.
 
         They read the learning rate, and whatever else depends on the step, from the device: a graph that was
         captured here is launched again after each `begin_step`.  Not for optimizers that equal dense ones, which
-        the host has to follow.  Other threads wait.
+        the host has to follow.  Steps of other threads wait.
         """
         if self._history is not None:
             raise ValueError(f"{self._optimizer} keeps a history on the host, which a graph cannot read")
-        if self._begun != (self._optimizer, self.step):
+        self._has_begun(self._optimizer)
+        return self._gate  # type: ignore[no-any-return]
+
+    def _has_begun(self, rule: Any) -> None:
+        if self._begun != (rule, self.step):
             raise ValueError("recording() is for a step that has begun; call begin_step() first")
-        with self._lock:
-            before, self._recording = self._recording, True
-            try:
-                yield
-            finally:
-                self._recording = before
+
+    @property
+    def _recording(self) -> bool:
+        """Whether this thread is within `recording`: it holds the lock that `recording` lends."""
+        return bool(self._gate._is_owned())
 
     def gradient(self, ids: Any, grad_out: Any) -> Any:
         """Return the coalesced gradient of a batch as a value."""
         plan, padding = as_plan(ids, self.num_rows), check.padding(self.padding_idx, self.num_rows)
-        session = sessions(plan, self._given, grad_out=grad_out)
-        where = (self.dim, functional.result_dtype(self._weight), "grad_out", self.scale_grad_by_freq)
-        grads = lookup_gradients(session, plan, grad_out, *where)
-        return functional.row_gradient(session, plan, grads, self.num_rows, padding)
+        parts = lookup_gradients(plan, grad_out, self.dim, functional.result_dtype(self._weight), "grad_out")
+        with sessions(plan, self._given, grad_out=grad_out) as session:
+            grads = parts.joined(session.queue, self.scale_grad_by_freq)
+            return functional.row_gradient(session, plan, grads, self.num_rows, padding)
 
     def apply(self, gradient: Any, *, check_finite: bool = False) -> None:
         """Take one optimizer step with a gradient of the GPU, or with a `RowGradient`, which is copied there."""
@@ -171,11 +184,17 @@ class DeviceTable(DeviceStorage):
         grads: launch.Gradients,
         skip: int | None = None,
     ) -> None:
-        """Step: nothing was written before, and nothing is refused after, the kernels start."""
-        queue, dtype = session.queue, self._weight.dtype
+        """Step: nothing was written before, and nothing is refused after, the kernels start.
+
+        All kernels that write are started together, and the step is counted with them.
+        """
+        queue, dtype, recording, status = session.queue, self._weight.dtype, self._recording, session.status
+        together = Together(queue)
         if skip is None:
             skip = check.padding(self.padding_idx, self.num_rows)
-        with self._lock:
+        with self._gate, self._lock:
+            if recording:
+                self._has_begun(rule)
             exact = rule.hyper(self.step + 1)
             like = rule.cast(exact, self.step + 1, dtype)
             lag = None
@@ -183,14 +202,14 @@ class DeviceTable(DeviceStorage):
                 self._before_step(exact)
                 self._late.sync(self._home, self._history)
             with self._running(session), inputs.lent(queue, plan.queue):
-                if not self._recording:
+                if not recording:
                     queue.write(self._hyper, np.array(like, dtype))
                 if self._history is not None:
-                    found = (self._hyper, like, session.status, batch.rows, batch.found)
+                    found = (self._hyper, like, status, batch.rows, batch.found)
                     lag = self._late.find(queue, rule, self._last, batch.n, *found)
                 table = launch.Table(self._weight, self._state, self._row_state)
-                launch.update_rows(queue, table, batch, grads, skip, self._hyper, like, session.status, lag)
+                launch.update_rows(together, table, batch, grads, skip, self._hyper, like, status, lag)
                 if self._limit is not None:
-                    launch.clip_rows(queue, self._weight, self._limit, session.status, batch, skip)
-            if not self._recording:
-                self._steps[0] += 1
+                    launch.clip_rows(together, self._weight, self._limit, status, batch, skip)
+                count = () if recording else ((self._steps.__iadd__, _ONE_STEP),)
+                together.start(*count)

@@ -35,14 +35,17 @@ class DevicePlan(Plan):
         parts = self.ids if self.several else (self.ids,)
         names = tuple(f"{name}[{i}]" for i in range(len(parts))) if self.several else (name,)
         self._lookups: Any = [inputs.ids(part, each) for part, each in zip(parts, names, strict=True)]
-        session = checked[0] if checked else inputs.opened(**dict(zip(names, parts, strict=True)))
-        self.caller, self.queue, self.status = session.caller, session.queue, session.status
-        self.flat = joined(session.queue, [flat for flat, _ in self._lookups], names)
-        if checked:
-            self.call = checked[1]
-        else:
-            self.call = inputs.in_range(session, self.flat, self.num_rows, names, tuple(self.shapes))
-        self.batch = launch.plan(session.queue, self.flat, self.num_rows, offsets)
+        call: Any = (
+            contextlib.nullcontext(checked[0]) if checked else inputs.opened(**dict(zip(names, parts, strict=True)))
+        )
+        with call as session:
+            self.caller, self.queue, self.status = session.caller, session.queue, session.status
+            self.flat = joined(session.queue, [flat for flat, _ in self._lookups], names)
+            if checked:
+                self.call = checked[1]
+            else:
+                self.call = inputs.in_range(session, self.flat, self.num_rows, names, tuple(self.shapes))
+            self.batch = launch.plan(session.queue, self.flat, self.num_rows, offsets)
 
     def wait(self) -> int:
         """Wait for the GPU, and raise if ids were out of range; returns the number of rows."""
@@ -153,7 +156,7 @@ class DeviceRowGradient:
     ) -> None:
         self.plan, self.session, self.sums = plan, session, sums
         self.num_rows, self.padding, self.dim = num_rows, padding, sums.shape[1]
-        self._cut: tuple[Any, Any] | None = None
+        self._cut: tuple[Any, ...] = (None,)
 
     @contextlib.contextmanager
     def lent(self, queue: Any) -> Iterator[None]:
@@ -171,9 +174,11 @@ class DeviceRowGradient:
                 return [(0, at), (at + 1, k)]
         return [(0, k)]
 
-    def _parts(self) -> tuple[Any, Any]:
-        if self._cut is None:
-            kept, caller, results = self._kept(), inputs.here(self.session.caller), []
+    def _parts(self) -> tuple[Any, ...]:
+        """The caller they were read for, rows and values: made anew for another stream, which did not wait for them."""
+        caller = inputs.here(self.session.caller)
+        if self._cut[0] != caller:
+            kept, results = self._kept(), []
             queue, count = inputs.queue_of(caller), sum(end - start for start, end in kept)
             with self.lent(queue):
                 for source in (self.plan.batch.rows, self.sums):
@@ -183,18 +188,18 @@ class DeviceRowGradient:
                         queue.copy(array.part(place, end - start), source.part(start, end - start))
                         place += end - start
                     results.append(hand_over(result, caller))
-            self._cut = (results[0], results[1])
+            self._cut = (caller, *results)
         return self._cut
 
     @property
     def rows(self) -> Any:
         """Row numbers, increasing: array of shape (k,)."""
-        return self._parts()[0]
+        return self._parts()[1]
 
     @property
     def values(self) -> Any:
         """Gradient of each row: array of shape (k, dim)."""
-        return self._parts()[1]
+        return self._parts()[2]
 
     def to_host(self) -> RowGradient:
         """Copy to host memory."""

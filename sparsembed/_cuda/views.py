@@ -159,8 +159,19 @@ def stream_of(value: Any, device: int) -> int | None:
         return current
     if isinstance(value, DeviceArray):
         return value.stream
-    stream = getattr(value, "__cuda_array_interface__", {}).get("stream")
+    interface = getattr(value, "__cuda_array_interface__", None)
+    if interface is None:
+        return LEGACY if by_dlpack(value) else None  # where `view` has its values
+    stream = interface.get("stream")
     return None if stream is None else int(stream)
+
+
+def by_dlpack(value: Any) -> bool:
+    """Whether only DLPack lends an array: its owner does not know which stream reads it."""
+    if isinstance(value, DeviceArray) or (kind := kind_of(value)) in ("torch", "cupy", "numba"):
+        return False
+    lends = hasattr(value, "__cuda_array_interface__")
+    return kind == "jax" or (not lends and hasattr(value, "__dlpack_device__"))
 
 
 def current_stream(kind: str, device: int) -> int | None:

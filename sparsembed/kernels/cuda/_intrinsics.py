@@ -90,7 +90,9 @@ def load_once(typing, p, i, like):
         text = f"ld.global.nc.L1::no_allocate.L2::128B.v{count}.{name} {{{places}}}, [${count}];"
         pointer = builder.gep(arguments[0], [arguments[1]])
         kind = ir.FunctionType(ir.LiteralStructType([vector.element] * count), [pointer.type])
-        found = builder.call(ir.InlineAsm(kind, text, f"={letter}," * count + "l"), [pointer])
+        # It reads memory, which only this says: else the compiler might read before a bound, or a barrier, is passed.
+        read = ir.InlineAsm(kind, text, f"={letter}," * count + "l", side_effect=True)
+        found = builder.call(read, [pointer])
         value = _vector(builder, [builder.extract_value(found, k) for k in range(count)])
         return _unpack(context, builder, value, half)
 
@@ -327,7 +329,20 @@ def _atomic(operation: str) -> Any:
     return atomic
 
 
-atomic_add, atomic_min = _atomic("add"), _atomic("umin")  # of integers; return what was there
+# Of integers; return what was there.
+atomic_add, atomic_min, atomic_exchange = _atomic("add"), _atomic("umin"), _atomic("xchg")
+
+
+@intrinsic
+def atomic_replace(typing, p, i, old, value):
+    """Write an integer where another one is, and nothing where something else is."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.gep(arguments[0], [arguments[1]])
+        builder.cmpxchg(pointer, arguments[2], arguments[3], "monotonic", "monotonic")
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, p.dtype, p.dtype), codegen
 
 
 def shared(count: int, name: str) -> Any:

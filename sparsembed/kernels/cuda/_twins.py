@@ -169,6 +169,17 @@ def atomic_min(p, i, value):
     return before
 
 
+def atomic_exchange(p, i, value):
+    before = p[i]
+    p[i] = value
+    return before
+
+
+def atomic_replace(p, i, old, value):
+    if p[i] == old:
+        p[i] = value
+
+
 def shared(count, name):
     """Make a function that returns room that the block shares, full of what nobody wrote."""
 

@@ -174,7 +174,7 @@ def expand_bags(ids, offsets, num_bags, weights, mode, padding, bags, coefs, zer
             bags[p] = b
             if coefs is not None:
                 factor = share if weights is None else weights[p] * share
-                coefs[p] = factor if ids[p] != padding else zero
+                coefs[p] = factor if ids[p] != padding and (weights is None or weights[p] != 0) else zero
             p += 1 << shift
         b += groups(shift)
 

@@ -4,7 +4,8 @@ Names used by all kernels: `order` (n,) occurrences sorted by row; `rows` (k,) u
 `offsets` (k + 1,) where each row's run starts in `order`.  `grads` = (grad, bags, coefs, winners) says where the
 gradient of occurrence i lies: grad (., dim); for pooled lookups `bags` (n,) is the gradient row of each
 occurrence, `coefs` its factor, `winners` (num_bags, dim) the occurrence that won each column of a max; None where
-unused.  `by_count` not None: each row's sum is divided by the number of its occurrences.
+unused.  An occurrence whose factor is 0 adds nothing, whatever its gradient is.  `by_count` not None: each row's sum
+is divided by the number of its occurrences.
 
 Runs shorter than SHORT are summed by one group of lanes, one after the other, as on the CPU.  Longer ones by a
 block: SLICES groups take a slice of the run each, and the slices are added in order.  Runs longer than CHUNK are
@@ -49,8 +50,8 @@ def _one(p, order, grad, bags, coefs, winners, dim, c, zero):
     i = np.int64(p) if order is None else np.int64(order[p])
     row = i if bags is None else np.int64(bags[i])
     part = load_once(grad, row * dim + c, zero)
-    if coefs is not None:
-        part = multiply(part, coefs[i])
+    if coefs is not None:  # 0: no gradient, where a product with NaN would be one
+        part = multiply(part, coefs[i]) if coefs[i] != 0 else zero
     if winners is not None:
         part = _if_won_lanes(part, load(winners, row * dim + c, zero), i, zero[0])
     return part

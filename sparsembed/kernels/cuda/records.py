@@ -1,0 +1,26 @@
+"""Take what other kernels have noted of ids out of range, while others may be noting more.
+
+A record is what `sort.first_outside` and `sort.bad_offsets` write, ``call * 2**31 + position``, or NONE.
+"""
+
+import numpy as np
+
+from ._groups import NONE, first_item, items_apart
+from ._target import atomic_exchange, atomic_replace
+
+
+def move_records(records, n, moved):
+    """Move n records to `moved`, and clear them: what is noted meanwhile is in either."""
+    i = first_item()
+    while i < n:
+        moved[i] = atomic_exchange(records, i, np.uint64(NONE))
+        i += items_apart()
+
+
+def forget_call(record, call):
+    """Clear the number of ids, and of offsets, if this call has noted it."""
+    i = first_item()
+    if i < 2:
+        found = record[i]
+        if found >> np.uint64(31) == np.uint64(call):
+            atomic_replace(record, i, found, np.uint64(NONE))
