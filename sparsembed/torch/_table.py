@@ -20,7 +20,7 @@ from ..pooling import per_sample_weights_gradient
 from ..rules import Rule
 from ..table import EmbeddingTable
 from . import _check, _state
-from ._limited import LimitedTable, version
+from ._limited import LimitedTable, stepped, version
 from ._weight import TABLES, watch
 
 
@@ -121,6 +121,12 @@ class ParameterTable(LimitedTable):
         `load_state_dict` takes tensors and NumPy arrays.
         """
         return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in super().state_dict().items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, and tell autograd, so that stale graphs are refused."""
+        super().load_state_dict(state_dict)
+        if (parameter := self._parameter()) is not None:
+            stepped(parameter)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Copy and pickle as the table alone: the parameter goes with its module."""
