@@ -35,22 +35,40 @@ def is_array(value: object) -> bool:
 
 def as_array(value: Any, name: str) -> Array:
     """View any array in host memory as a NumPy array, without a copy; lists become arrays."""
-    if isinstance(value, np.ma.MaskedArray):
+    if isinstance(value, np.ma.MaskedArray) or (isinstance(value, list | tuple) and any(map(_is_masked, value))):
         raise TypeError(f"{name} must not be a masked array: its mask would be ignored; fill it first")
     if isinstance(value, np.ndarray):
         return np.asarray(value)  # drops memmap and other subclasses
     if kind_of(value) == "torch":
-        if value.device.type != "cpu":
-            raise TypeError(f"{name} is on {value.device}, expected host memory; move it with .cpu()")
-        return np.asarray(value.detach())
+        return _tensor(value, name)
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(f"{name} is in CUDA memory, expected host memory; copy it to the host first")
-    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        return np.from_dlpack(value)
     try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
         return np.asarray(value)
     except ValueError as error:  # a ragged list
         raise ValueError(f"{name} must be an array, got a {type(value).__name__} that is not one: {error}") from None
+    except (MemoryError, TypeError):
+        raise
+    except Exception as error:  # whatever an object's own conversion raises
+        raise TypeError(
+            f"{name} must be an array, got a {type(value).__name__} whose conversion raises "
+            f"{type(error).__name__}: {error}; convert it with np.array"
+        ) from error
+
+
+def _is_masked(value: object) -> bool:
+    return isinstance(value, np.ma.MaskedArray)
+
+
+def _tensor(value: Any, name: str) -> Array:
+    """View a tensor; one that only says that its numbers are to be negated or conjugated is copied as they are."""
+    if value.device.type != "cpu":
+        raise TypeError(f"{name} is on {value.device}, expected host memory; move it with .cpu()")
+    if str(value.dtype) == "torch.bfloat16":
+        raise TypeError(f"{name} is bfloat16, which NumPy does not have; convert with .float()")
+    return np.asarray(value.detach().resolve_conj().resolve_neg())
 
 
 def to_kind(result: Array, kind: str) -> Any:
@@ -100,3 +118,26 @@ def row_wise(array: Array) -> Array:
         view.setflags(write=False)
         return view
     return read_only(array)
+
+
+def overlaps(array: Array) -> bool:
+    """Whether two elements share memory (as in a broadcast or strided view)."""
+    if array.flags.c_contiguous or array.size < 2:
+        return False
+    axes = sorted((abs(s), e) for s, e in zip(array.strides, array.shape, strict=True) if e > 1)
+    reach = array.itemsize  # of the elements along the axes so far
+    for stride, extent in axes:
+        if stride < reach:
+            break
+        reach += (extent - 1) * stride
+    else:
+        return False
+    (inner, columns), (outer, rows) = axes if len(axes) == 2 else ((0, 0), (0, 0))
+    if inner < array.itemsize:
+        return True
+    # Rows of a matrix may lie between each other: an element i rows further meets one that is j or j + 1 columns
+    # further, or none.
+    i = np.arange(1, min(rows, ((columns - 1) * inner + array.itemsize) // outer + 1))
+    j = np.minimum(i * outer // inner, columns - 1)
+    after = np.where(j + 1 < columns, (j + 1) * inner - i * outer, array.itemsize)
+    return bool((np.minimum(i * outer - j * inner, after) < array.itemsize).any())

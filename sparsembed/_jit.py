@@ -7,6 +7,8 @@ from typing import Any
 import numba
 from numba.core import config
 
+from ._threads import uninterrupted
+
 try:
     from ._cache import KernelCache
 except (ImportError, AttributeError):  # Numba moved its caching classes: recompile in every process
@@ -22,9 +24,12 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile an entry point, called from Python; compiled on first use and cached on disk."""
     dispatcher = numba.njit(**_OPTIONS)(function)
-    if KernelCache is not None and not config.DISABLE_JIT:
+    if config.DISABLE_JIT:
+        return dispatcher
+    if KernelCache is not None:
         with contextlib.suppress(RuntimeError):  # no writable place for a cache
             dispatcher._cache = KernelCache(dispatcher.py_func)
+    dispatcher.compile = uninterrupted(dispatcher.compile)
     return dispatcher
 
 

@@ -1,6 +1,7 @@
 """How kernels are started: block sizes, scratch rows, and where gradients lie.
 
-Everything here has been validated; nothing here raises, short of memory running out.
+Everything here has been validated; nothing here raises, short of memory that runs out and ids that another thread
+changes.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from ._arrays import Array
 from ._lag import Lag, padded
 from ._prefetch import LINE, fetch_ahead, lines_of
 from .bags import Bags
-from .kernels.cpu import catch_up, segment, update
+from .kernels.cpu import catch_up, restore, segment, update
 from .kernels.cpu import gather as gather_kernels
 from .kernels.cpu import pool as pool_kernels
 from .plan import Plan
@@ -83,7 +84,7 @@ def _hot(plan: Plan, grads: Gradients) -> tuple[Array, Array, Array]:
     partials = _memory.empty((chunks, grads.dim), grads.dtype)
     hot = (segments, offsets, partials)
     arguments = (plan.order, plan.segment_offsets, grads.kernel, hot, fetch_ahead(grads.grads))
-    _threads.run(segment.sum_hot, chunks, *arguments)
+    _threads.run(segment.sum_hot, chunks, *arguments, kept=grads)
     return hot
 
 
@@ -91,10 +92,26 @@ def _deferred(lag: Lag | None, num_blocks: int) -> tuple[Any, ...] | None:
     return None if lag is None else lag.deferred(num_blocks)
 
 
-def flush_rows(weight: Array, state: Array, lag: Lag) -> None:
-    """Bring every row up to date."""
+def flush_rows(weight: Array, state: Array, steps: Array, lag: Lag) -> None:
+    """Bring every row up to date, and note in `steps` that a history starts."""
     num_blocks, block_size = _blocks(len(weight), weight.shape[1] * weight.itemsize * (2 + 2 * state.shape[1]))
-    _threads.run(catch_up.flush_rows, num_blocks, block_size, weight, state, lag.kernel(num_blocks), lag.hyper)
+    _threads.run(catch_up.flush_rows, num_blocks, block_size, weight, state, steps, lag.kernel(num_blocks), lag.hyper)
+
+
+def restore_rows(
+    weight: Array, pairs: list[tuple[Array, Array]], padding: int, last: Array, steps: Array, step: int
+) -> None:
+    """Copy the second array of each pair to the first, clear a row of the weights, and put the table at a step."""
+    jobs = np.zeros((len(pairs), 8), np.int64)
+    for job, (to, since) in zip(jobs, pairs, strict=True):
+        size = to.itemsize
+        for place, array in ((0, to), (3, since)):
+            apart = array.strides[1] if array.ndim > 1 and array.shape[1] > 1 else size
+            job[place : place + 3] = array.__array_interface__["data"][0], array.strides[0], apart
+        job[6:] = to.shape[1] if to.ndim > 1 else 1, size
+    num_blocks, block_size = _blocks(len(weight), 2 * sum(int(columns * size) for columns, size in jobs[:, 6:]))
+    arguments = (jobs, _bits(weight), padding, last, steps, step)
+    _threads.run(restore.restore_rows, num_blocks, block_size, *arguments, kept=pairs)
 
 
 def update_rows(
@@ -134,6 +151,7 @@ def update_rows(
         None if lag is None else lag.kernel(num_blocks),
         None if limit is None else (*limit, _scratch(num_blocks, padded(weight.shape[1]), np.float64)),
         hyper,
+        kept=grads,
     )
 
 
@@ -147,8 +165,20 @@ def segment_sum(plan: Plan, grads: Gradients) -> Array:
     row_bytes = grads.dim * grads.dtype.itemsize
     num_blocks, block_size = _blocks(k, row_bytes * (1 + n / k))
     arguments = (block_size, plan.order, plan.segment_offsets, grads.kernel, hot, fetch_ahead(grads.grads))
-    _threads.run(segment.segment_sum, num_blocks, *arguments, values)
+    _threads.run(segment.segment_sum, num_blocks, *arguments, values, kept=grads)
     return values
+
+
+def _read(kernel: Any, num_blocks: int, *arguments: Any) -> None:
+    """Run a kernel that reads rows.
+
+    Another thread that changes ids between their check and their use cannot make it read outside of the table.
+    """
+    if _threads.run(kernel, num_blocks, *arguments):
+        raise IndexError(
+            "ids were changed by another thread while their rows were read, and some were out of range; leave them as "
+            "they are until the call returns, or pass a copy"
+        )
 
 
 def gather(weight: Array, ids: Array, out: Array, lag: Lag | None = None) -> None:
@@ -157,14 +187,14 @@ def gather(weight: Array, ids: Array, out: Array, lag: Lag | None = None) -> Non
     num_blocks, block_size = _blocks(len(ids), dim * (weight.itemsize + out.itemsize))
     weight = as_input(weight)
     if weight.dtype == np.uint16:
-        _threads.run(gather_kernels.gather_half, num_blocks, block_size, weight, ids, lines_of(weight), out)
+        _read(gather_kernels.gather_half, num_blocks, block_size, weight, ids, lines_of(weight), out)
         return
     how = gather_kernels.ELEMENTS
     if weight.strides[1] == weight.itemsize or dim == 1:
         aligned = out.strides[0] % LINE == 0 and out.__array_interface__["data"][0] % LINE == 0
         stream = aligned and out.nbytes >= _STREAM_BYTES
         how = gather_kernels.STREAM if stream else gather_kernels.ROWS
-    _threads.run(
+    _read(
         gather_kernels.gather_rows,
         num_blocks,
         block_size,
@@ -179,9 +209,13 @@ def gather(weight: Array, ids: Array, out: Array, lag: Lag | None = None) -> Non
 
 def as_input(weight: Array) -> Array:
     """View a table as read-only, and float16 as the uint16 that kernels take."""
-    view = weight.view(np.uint16) if weight.dtype == np.float16 else weight.view()
+    view = _bits(weight)
     view.flags.writeable = False
     return view
+
+
+def _bits(weight: Array) -> Array:
+    return weight.view(np.uint16) if weight.dtype == np.float16 else weight.view()
 
 
 def _bag_blocks(bags: Bags, row_bytes: int) -> tuple[int, int]:
@@ -196,7 +230,7 @@ def pool(
     num_blocks, block_size = _bag_blocks(bags, row_bytes)
     arguments = (block_size, as_input(weight), bags.ids, bags.offsets, weights, mode, padding, lines_of(weight))
     scratch = _scratch(num_blocks, weight.shape[1], out.dtype)
-    _threads.run(pool_kernels.pool_rows, num_blocks, *arguments, scratch, _deferred(lag, num_blocks), out)
+    _read(pool_kernels.pool_rows, num_blocks, *arguments, scratch, _deferred(lag, num_blocks), out)
 
 
 def pool_max(weight: Array, bags: Bags, padding: int, out: Array, lag: Lag | None = None) -> Array:
@@ -204,7 +238,7 @@ def pool_max(weight: Array, bags: Bags, padding: int, out: Array, lag: Lag | Non
     winners = np.empty(out.shape, np.int32 if len(bags.ids) < 2**31 else np.int64)
     num_blocks, block_size = _bag_blocks(bags, weight.shape[1] * weight.itemsize)
     arguments = (block_size, as_input(weight), bags.ids, bags.offsets, padding)
-    _threads.run(pool_kernels.pool_max, num_blocks, *arguments, _deferred(lag, num_blocks), out, winners)
+    _read(pool_kernels.pool_max, num_blocks, *arguments, _deferred(lag, num_blocks), out, winners)
     return winners
 
 
@@ -225,7 +259,7 @@ def weights_gradient(
     row_bytes = weight.shape[1] * weight.itemsize
     num_blocks, block_size = _bag_blocks(bags, row_bytes)
     arguments = (block_size, as_input(weight), bags.ids, bags.offsets, weights, mode, padding, grad)
-    _threads.run(
+    _read(
         pool_kernels.weights_gradient,
         num_blocks,
         *arguments,

@@ -36,6 +36,15 @@ def copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return aligned
 
 
+def shown(nbytes: int) -> str:
+    """Write a number of bytes for people."""
+    size, unit = float(nbytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size >= 1024:
+            size, unit = size / 1024, larger
+    return f"{size:.1f} {unit}"
+
+
 def _aligned(allocate: Any, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     dtype = np.dtype(dtype)
     size = dtype.itemsize

@@ -9,9 +9,10 @@ on the number of threads, so neither do results.
 
 import contextlib
 import ctypes
+import functools
 import os
+import signal
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel
 
-NEXT, DONE, MEMBERS, SLOTS = 0, 8, 16, 24  # slots of the claims array, one cache line apart
+# Slots of the claims array: counters, one cache line apart; and what is written once.
+NEXT, DONE, MEMBERS, BEGUN, WRONG, SLOTS = 0, 8, 16, 24, 25, 32
 
 
 def _unknown_core() -> int:
@@ -34,10 +36,10 @@ if hasattr(os, "sched_setaffinity"):  # PyDLL: a call that let go of the interpr
 
 
 class _Job:
-    """A kernel and its arguments, to be called by any thread that is free."""
+    """A kernel and its arguments, to be called by any thread that is free; keeps alive what kernels know by address."""
 
-    def __init__(self, kernel: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        self.kernel, self.arguments = kernel, arguments
+    def __init__(self, kernel: Callable[..., None], arguments: tuple[Any, ...], kept: Any) -> None:
+        self.kernel, self.arguments, self.kept = kernel, arguments, kept
 
 
 class _Worker(threading.Thread):
@@ -45,10 +47,9 @@ class _Worker(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="sparsembed", daemon=True)
-        self.wake = threading.Lock()
-        self.wake.acquire()
+        self.wake = threading.Lock()  # released to wake the thread, also while it is awake: then it looks once more
+        self.busy = True
         self.avoided = -1
-        self.start()
 
     def avoid(self, core: int) -> None:
         """Keep off a core, the caller's.
@@ -64,28 +65,19 @@ class _Worker(threading.Thread):
                 os.sched_setaffinity(self.native_id, others)
 
     def run(self) -> None:
+        _workers[self] = None  # here, too: whoever started the thread may have been interrupted
         while True:
-            try:
-                job = _jobs.pop()
-            except IndexError:
-                _idle.append(self)
-                if not _jobs:  # else a job came in between, and nobody may have been woken for it
-                    self.wake.acquire()
-                    continue
-                with contextlib.suppress(ValueError):
-                    _idle.remove(self)
-                    continue
-                self.wake.acquire()  # woken already
-                continue
-            # A kernel that does not compile raises in the caller, too.
+            # A kernel that does not compile raises in the caller, too; and another may have taken the job.
             with contextlib.suppress(Exception):
-                job.kernel(*job.arguments)
-            del job
+                self.wake.acquire()
+                self.busy = True
+                while _jobs:
+                    _work(_jobs.pop())
+            self.busy = False
 
 
 _jobs: list[_Job] = []  # appended to by callers; a job that is done does nothing when called
-_idle: list[_Worker] = []
-_workers: list[_Worker] = []
+_workers: dict[_Worker, None] = {}
 
 
 def num_threads() -> int:
@@ -97,62 +89,101 @@ def num_threads() -> int:
     return int(config.NUMBA_NUM_THREADS)
 
 
-def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any) -> None:
-    """Call ``kernel(claims, num_blocks, *arguments)`` on up to `num_threads` threads; wait for all blocks.
+def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any = None) -> bool:
+    """Call ``kernel(claims, num_blocks, *arguments)`` on up to `num_threads` threads; return once all blocks are done.
 
-    Interrupts are delivered once every block is written.
+    All blocks are written, or none: the call into compiled code is what begins them, and it comes back when the last
+    is done, whichever threads work on them.  So an interrupt or any other exception is raised before or after.
+
+    Parameters
+    ----------
+    kernel : compiled function
+    num_blocks : int
+    arguments
+        The rest of its arguments.
+    kept
+        What the kernel knows by address only; kept alive as long as any thread may look at it.
+
+    Returns
+    -------
+    bool
+        Whether the kernel met ids out of range; see `kernels.cpu._sharing.within`.
     """
     claims = np.zeros(SLOTS, np.int64)
-    if num_blocks == 1:
-        kernel(claims, 1, *arguments)
-        return
-    call = (claims, num_blocks, *arguments)
-    helpers = min(num_threads(), num_blocks) - 1
-    job = _Job(kernel, call)
-    caught: BaseException | None = None
-    try:
-        while claims[DONE] < num_blocks:
-            try:
-                if claims[NEXT] >= num_blocks:  # other threads are at work on the last ones
-                    time.sleep(0)
-                    continue
-                if helpers and caught is None and getattr(kernel, "overloads", True):
-                    # An uncompiled kernel runs here first, alone.
-                    _ask(helpers, job)
-                kernel(*call)
-            except BaseException as error:
-                # Finish first: blocks are written already, and other threads write to these arrays.
-                if not claims[NEXT] and (caught is not None or not isinstance(error, KeyboardInterrupt)):
-                    raise
-                caught = caught or error
-    finally:
-        while helpers and job in _jobs:  # nobody was free: do not keep the arguments alive
-            with contextlib.suppress(ValueError):
-                _jobs.remove(job)
-    if caught is not None:
-        raise caught
+    helpers = min(num_threads(), num_blocks) - 1 if num_blocks > 1 else 0
+    if helpers and getattr(kernel, "overloads", True):  # an uncompiled kernel runs here first, alone
+        job = _Job(kernel, (claims[:-1], num_blocks, *arguments), kept)  # shorter: a helper's; see `enter`
+        try:
+            _ask(helpers, job)
+            kernel(claims, num_blocks, *arguments)
+        finally:
+            while job in _jobs:  # nobody was free: do not keep the arguments alive
+                with contextlib.suppress(ValueError):
+                    _jobs.remove(job)
+    else:
+        kernel(claims, num_blocks, *arguments)
+    return bool(claims[WRONG])
+
+
+def _work(job: _Job) -> None:
+    job.kernel(*job.arguments)
 
 
 def _ask(helpers: int, job: _Job) -> None:
     """Offer a job to `helpers` threads: sleeping ones, new ones up to that number, or the next to be free."""
     _jobs.extend([job] * helpers)
     core = _core()
-    for _ in range(helpers):
-        try:
-            worker = _idle.pop()
-            try:
-                worker.avoid(core)
-            finally:
+    for worker in sorted(_workers, key=lambda worker: worker.busy)[:helpers]:
+        worker.avoid(core)
+        with contextlib.suppress(RuntimeError):  # somebody else has just woken it
+            if worker.wake.locked():
                 worker.wake.release()
-        except IndexError:
-            if len(_workers) < helpers:
-                _workers.append(_Worker())
+    while len(_workers) < helpers and _started():
+        pass
+
+
+def _started() -> bool:
+    """Start a worker; False where the system has no more threads: fewer helpers do the same work."""
+    worker = _Worker()
+    _workers[worker] = None
+    try:
+        worker.start()
+    except BaseException as error:
+        del _workers[worker]
+        if isinstance(error, RuntimeError | MemoryError):
+            return False
+        raise
+    return True
+
+
+def uninterrupted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that Ctrl-C interrupts only at its end.
+
+    Numba that is interrupted while it compiles, or loads what it compiled, does neither any more in this process: all
+    first uses then raise "RuntimeError: generator raised StopIteration".
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(handler):
+            return function(*arguments)
+        came: list[Any] = []
+        try:
+            signal.signal(signal.SIGINT, lambda *signal_and_frame: came.append(signal_and_frame))
+            return function(*arguments)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            if came:
+                handler(*came[0])
+
+    return call
 
 
 def _after_fork() -> None:
     """Forget threads, which do not survive a fork; the child starts its own when it needs them."""
-    for each in (_jobs, _idle, _workers):
-        each.clear()
+    _jobs.clear()
+    _workers.clear()
     global_compiler_lock.release()
 
 

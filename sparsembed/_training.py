@@ -49,10 +49,10 @@ class TrainedTable(TableStorage):
         >>> table.weight.ravel()
         array([-2.,  0., -4.])
         """
-        rule = self._trainable()
+        self._trainable()
         plan = as_plan(as_lookups(ids, grad_out), self.num_rows)
         grads = backward.lookup_gradients(plan, grad_out, self.dim, self._weight, by_count=self.scale_grad_by_freq)
-        self._run(rule, plan, grads, check_finite)
+        self._run(plan, grads, check_finite)
 
     def update_pooled(self, bags: Any, grad_out: Any, mode: str = "sum", *, check_finite: bool = False) -> None:
         """Take one optimizer step from the gradient of pooled lookups, in place.
@@ -85,19 +85,20 @@ class TrainedTable(TableStorage):
         >>> table.weight.ravel()
         array([-1.,  0., -4.])
         """
-        rule = self._trainable()
+        self._trainable()
         parts, grads = backward.as_bags(bags, grad_out, mode)
         padding = check.padding(self.padding_idx, self.num_rows)
         if mode == "max" and len(parts) > 1:
-            with self._reading() as lag:
+            with self._guard:
                 by_freq = self.scale_grad_by_freq
-                total = backward.max_gradient(parts, grads, self._weight, padding, lag, by_freq)
+                total = backward.max_gradient(parts, grads, self._weight, padding, self._missed(), by_freq)
             self.apply(total, check_finite=check_finite)
             return
         where = (self.num_rows, padding, self._weight, self.dim, self._weight.dtype)
-        with self._reading() as lag:
-            plan, gradients = backward.pooled_gradients(parts, grads, mode, *where, lag, self.scale_grad_by_freq)
-        self._run(rule, plan, gradients, check_finite)
+        with self._guard:
+            missed = self._missed()
+            plan, gradients = backward.pooled_gradients(parts, grads, mode, *where, missed, self.scale_grad_by_freq)
+        self._run(plan, gradients, check_finite)
 
     def gradient(self, ids: Any, grad_out: Any) -> RowGradient:
         """Return the coalesced gradient of a batch as a value, without its padding.
@@ -156,7 +157,7 @@ class TrainedTable(TableStorage):
         >>> table.weight.ravel()
         array([ 0., -5.,  0.])
         """
-        rule = self._trainable()
+        self._trainable()
         if on_device(gradient):
             raise TypeError("gradient is on a GPU, the table in host memory; pass gradient.to_host()")
         if not isinstance(gradient, RowGradient):
@@ -165,7 +166,7 @@ class TrainedTable(TableStorage):
             raise ValueError(f"gradient must be of a table of shape {self._weight.shape}, got {got}")
         plan = Plan(gradient._rows, self.num_rows)
         grads = backward.lookup_gradients(plan, gradient._values, self.dim, self._weight, "gradient")
-        self._run(rule, plan, grads, check_finite, "gradient")
+        self._run(plan, grads, check_finite, "gradient")
 
     def _trainable(self) -> Rule:
         if self._optimizer is None:
@@ -173,17 +174,16 @@ class TrainedTable(TableStorage):
         check.weight(self._weight, "the table", writeable=True)
         return self._optimizer
 
-    def _run(
-        self, rule: Rule, plan: Plan, grads: _launch.Gradients, check_finite: bool, name: str = "grad_out"
-    ) -> None:
+    def _run(self, plan: Plan, grads: _launch.Gradients, check_finite: bool, name: str = "grad_out") -> None:
         """Step: nothing was written before, and nothing is refused after, the kernel starts."""
         if check.flag(check_finite, "check_finite"):
             backward.refuse_infinite(grads, name)
         skip = -1 if self.padding_idx is None else self.padding_idx
         with self._lock:
+            rule = self._trainable()
             exact = rule.hyper(self.step + 1)
             hyper = rule.cast(exact, self.step + 1, self._weight.dtype)
-            lag = None if self._history is None else self._before_step(exact)
+            lag = self._before_step(exact)
             arrays = (self._weight, self._state, self._row_state, self._steps)
             _launch.update_rows(*arrays, plan, grads, skip, hyper, lag, self._limit)
         plan._recycle()

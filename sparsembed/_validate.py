@@ -6,9 +6,8 @@ import sys
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ._arrays import Array, as_array, read_only, row_wise
+from ._arrays import Array, as_array, overlaps, read_only, row_wise
 from .kernels.cpu.sort import first_outside
 from .rules import Rule
 
@@ -27,6 +26,14 @@ def count(value: Any, name: str, least: int = 1) -> int:
     if not least <= number < 2**63:
         raise ValueError(f"{name} must be at least {least} and below 2**63, got {number}")
     return number
+
+
+def step(value: Any, name: str) -> int:
+    """Check a number of steps, which may be an array of one."""
+    array = as_array(value, name)
+    if array.size != 1:
+        raise ValueError(f"{name} must be one integer, got an array of shape {array.shape}")
+    return count(array.item(), name, least=0)
 
 
 def flag(value: Any, name: str) -> bool:
@@ -76,10 +83,26 @@ def several(value: Any, name: str, what: str) -> list[Any]:
 
 
 def ndarray(value: Any, name: str) -> Array:
-    """Check an array that is written to: a list would be copied, and the copy thrown away."""
+    """Check an array that is written to: what hands out a copy would never see what is written."""
     if isinstance(value, list | tuple):
         raise TypeError(f"{name} is written to in place, so it must be an array, got a {type(value).__name__}")
-    return as_array(value, name)
+    array = as_array(value, name)
+    if (
+        not isinstance(value, np.ndarray)
+        and array.ndim
+        and array.size
+        and _address(array) != _address(as_array(value, name))
+    ):
+        # Two views of one memory lie at one address; two copies that are both alive do not.
+        raise TypeError(
+            f"{name} is written to in place, but a {type(value).__name__} hands out copies of its memory; pass the "
+            "array itself, or write a copy back where it came from"
+        )
+    return array
+
+
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def size(num_rows: int, dim: int, dtype: np.dtype[Any]) -> None:
@@ -89,14 +112,15 @@ def size(num_rows: int, dim: int, dtype: np.dtype[Any]) -> None:
         raise ValueError(f"{wanted} needs more bytes than an address can count; use fewer rows or a smaller dim")
 
 
-def table_dtype(dtype: npt.DTypeLike, name: str = "dtype") -> np.dtype[Any]:
+def table_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
     """Check the dtype of a table."""
     try:
-        result = np.dtype(dtype)
+        result = np.dtype("V" if dtype is None else dtype)  # NumPy takes None for float64
     except TypeError:
         raise TypeError(f"{name} must be float32, float64 or float16, got {dtype!r}") from None
     if result not in (*FLOATS, np.dtype(np.float16)):
-        raise TypeError(f"{name} must be float32, float64 or float16, got {result}; convert with .astype(np.float32)")
+        got = "None" if dtype is None else result
+        raise TypeError(f"{name} must be float32, float64 or float16, got {got}; convert with .astype(np.float32)")
     return result
 
 
@@ -119,7 +143,7 @@ def in_place(array: Array, name: str, instead: str) -> None:
     """Refuse a table that cannot be updated in place."""
     if not array.flags.writeable:
         raise ValueError(f"{name} is read-only, but is updated in place; pass {instead}")
-    if _overlaps(array):
+    if overlaps(array):
         raise ValueError(f"{name} uses some memory for two elements, so its rows cannot differ; pass {instead}")
 
 
@@ -131,14 +155,6 @@ def optimizer(value: Any, dtype: np.dtype[Any]) -> None:
         raise TypeError(f"optimizer must be a sparsembed rule such as se.SparseAdam(lr=1e-3), got {value!r}")
     if dtype not in FLOATS:
         raise TypeError(f"optimizer needs a float32 or float64 table, got {dtype}; float16 is for lookups and pooling")
-
-
-def _overlaps(array: Array) -> bool:
-    """Whether two elements of a matrix share memory (as in a broadcast or strided view)."""
-    (inner, extent), (outer, rows) = sorted((abs(s), e) for s, e in zip(array.strides, array.shape, strict=True))
-    if array.flags.c_contiguous or array.size < 2:
-        return False
-    return (extent > 1 and inner < array.itemsize) or (rows > 1 and outer < inner * (extent - 1) + array.itemsize)
 
 
 def ids(value: Any, name: str = "ids") -> Array:
@@ -210,6 +226,12 @@ def _broadcast_hint(leading: tuple[int, ...], shape: tuple[int, ...]) -> str:
     )
 
 
+def sample_weights(value: Any, name: str = "per_sample_weights") -> Array:
+    """Check that an array holds real numbers; whole ones become float64."""
+    array = as_array(value, name)
+    return floats(array.astype(np.float64) if array.dtype.kind in "iu" else array, None, name)
+
+
 def floats(value: Any, dtype: Any, name: str) -> Array:
     """Check that an array holds real floats; returns it contiguous and in `dtype` (None keeps it)."""
     return read_only(_real(value, dtype, name))
@@ -219,8 +241,8 @@ def _real(value: Any, dtype: Any, name: str) -> Array:
     array = as_array(value, name)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise TypeError(f"{name} must hold floats, got {array.dtype}; convert with .astype(np.float32)")
-    if dtype is None:
-        dtype = array.dtype if array.dtype in FLOATS else np.dtype(np.float32)
+    if dtype is None:  # byte order is no precision
+        dtype = array.dtype.newbyteorder("=") if array.dtype.itemsize > 2 else np.dtype(np.float32)
     return np.asarray(array, dtype)
 
 

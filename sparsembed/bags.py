@@ -20,8 +20,8 @@ class Bags:
         Ids of all bags, one bag after the other.
     offsets : int32 or int64 array of shape (num_bags + 1,)
         Bag b holds ``ids[offsets[b]:offsets[b + 1]]``; the last offset is n.
-    per_sample_weights : float array of shape (n,), optional
-        One weight per id.
+    per_sample_weights : array of shape (n,), optional
+        One weight per id: floats, or whole numbers, which become float64.
 
     Raises
     ------
@@ -67,7 +67,7 @@ class Bags:
         self.offsets: Array = _offsets(offsets, len(array))
         self.per_sample_weights: Array | None = None
         if per_sample_weights is not None:
-            weights = check.floats(per_sample_weights, None, "per_sample_weights")
+            weights = check.sample_weights(per_sample_weights)
             if weights.shape != array.shape:
                 raise ValueError(f"per_sample_weights must have one weight per id, {array.shape}, got {weights.shape}")
             self.per_sample_weights = weights
@@ -81,7 +81,8 @@ class Bags:
         ids : int32 or int64 array of shape (num_bags, longest)
         padding_idx : int or None
             The id that fills up short rows, wherever it stands; None keeps all ids.
-        per_sample_weights : float array of the shape of `ids`, optional
+        per_sample_weights : array of the shape of `ids`, optional
+            As in `Bags`.
 
         Returns
         -------
@@ -122,7 +123,7 @@ class Bags:
         Parameters
         ----------
         ids : iterable of lists, or of int32 or int64 arrays of shape (n,)
-        per_sample_weights : list of lists of floats, optional
+        per_sample_weights : list of lists of numbers, optional
 
         Returns
         -------
@@ -150,11 +151,9 @@ class Bags:
         weights = None
         if per_sample_weights is not None:
             given = check.several(per_sample_weights, "per_sample_weights", "lists")
-            arrays = [as_array(bag, f"per_sample_weights[{b}]") for b, bag in enumerate(given)]
-            arrays = [bag.astype(np.float64) if bag.dtype.kind in "iu" else bag for bag in arrays]
             lists = [
-                check.floats(bag, None, f"per_sample_weights[{b}]") if bag.size else np.zeros(0)
-                for b, bag in enumerate(arrays)
+                check.sample_weights(bag, f"per_sample_weights[{b}]") if np.size(bag) else np.zeros(0)
+                for b, bag in enumerate(given)
             ]
             if any(bag.ndim != 1 for bag in lists):
                 raise ValueError("per_sample_weights must be a list of lists of weights, shaped like ids")

@@ -1,14 +1,16 @@
 """RowGradient: a coalesced sparse gradient, as a value."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
 
 from . import _launch, _memory, _norms
 from . import _validate as check
-from ._arrays import kind_of, to_kind
+from ._arrays import Array, kind_of, to_kind
 from ._device import on_device
 from ._exchange import Exchange
 from .plan import Plan
@@ -91,14 +93,17 @@ class RowGradient(Exchange):
         Parameters
         ----------
         factor : float
-            Finite.
+            Finite, in the gradient's dtype too.
 
         Returns
         -------
         RowGradient
         """
-        number = check.real(factor, "factor")
-        return self._of(np.multiply, self._values.dtype.type(number))
+        number, dtype = check.real(factor, "factor"), self._values.dtype
+        if abs(number) > float(np.finfo(dtype).max):
+            raise ValueError(f"factor must fit into {dtype}, got {factor!r}")
+        with np.errstate(over="ignore"):  # `is_finite` tells
+            return self._of(np.multiply, dtype.type(number))
 
     def unscale(self, loss_scale: float) -> "RowGradient":
         """Return the gradient divided by a number: what undoes the scaling of a loss in mixed precision.
@@ -206,9 +211,11 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
     ----------
     gradients : sequence of RowGradient
     max_norm : float
-        Not negative; ``math.inf`` only measures.
+        Not negative; ``math.inf`` only measures.  Factors are rounded down, so that the norm is above it by no more
+        than its own rounding in float64.
     dense : sequence of float arrays
-        The caller's dense gradients, which count and are scaled as well.
+        The caller's dense gradients, which count and are scaled as well.  A gradient or an array that is listed twice
+        counts once.
 
     Returns
     -------
@@ -218,7 +225,8 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
     Raises
     ------
     TypeError, ValueError
-        If the norm is not finite, or a dense array is read-only; nothing is scaled then.
+        If the norm is not finite, or a dense array is read-only, hands out copies, or has several elements in one
+        place; nothing is scaled then.
 
     References
     ----------
@@ -241,24 +249,47 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
         if not isinstance(gradient, RowGradient):
             hint = "; pass what its to_host() returns" if on_device(gradient) else ""
             raise TypeError(f"gradients[{i}] must be a RowGradient, got {type(gradient).__name__}{hint}")
-    arrays = []
-    for i, value in enumerate(check.several(dense, "dense", "arrays")):
-        array = check.ndarray(value, f"dense[{i}]")
-        if array.dtype not in check.FLOATS:
-            raise TypeError(f"dense[{i}] must be float32 or float64, got {array.dtype}")
-        if not array.flags.writeable:
-            raise ValueError(f"dense[{i}] is read-only, but is scaled in place; pass a copy")
-        arrays.append(array)
+    each = list({id(gradient): gradient for gradient in gradients}.values())  # one listed twice counts once
+    arrays = _once(dense)
     rows = [np.ascontiguousarray(array).reshape(1, -1) for array in arrays]
-    norm = _norms.euclidean([*(gradient._values for gradient in gradients), *rows])
+    norm = _norms.euclidean([*(gradient._values for gradient in each), *rows])
     if not math.isfinite(norm):
         raise ValueError(
             f"the norm of the gradients is {norm}, expected a finite number; look for NaN or infinity before clipping"
         )
     if norm > max_norm:
-        factor = max_norm / norm
-        for gradient in gradients:
-            gradient._values = gradient.scale(factor)._values
-        for array in arrays:
-            np.multiply(array, array.dtype.type(factor), out=array)
+        values = [gradient._of(np.multiply, _factor(max_norm / norm, gradient._values))._values for gradient in each]
+        factors = [_factor(max_norm / norm, array) for array in arrays]
+        # In one call into C, so that an interrupt comes before all of it or after.
+        work = chain(map(np.multiply, arrays, factors, arrays), map(setattr, each, repeat("_values"), values))
+        deque(work, maxlen=0)
     return norm
+
+
+def _once(dense: Any) -> list[Array]:
+    """Check dense gradients, which are scaled in place; returns each memory once."""
+    found: dict[Any, Array] = {}
+    for i, value in enumerate(check.several(dense, "dense", "arrays")):
+        array = check.ndarray(value, f"dense[{i}]")
+        if array.dtype not in check.FLOATS:
+            raise TypeError(f"dense[{i}] must be float32 or float64, got {array.dtype}")
+        if array.size:
+            check.in_place(array, f"dense[{i}]", "a copy")
+            found.setdefault(_place(array), array)
+    arrays = list(found.values())
+    for i, array in enumerate(arrays):
+        if any(np.shares_memory(array, other) for other in arrays[:i]):
+            raise ValueError("arrays in dense share some of their memory, which would be scaled twice; pass it once")
+    return arrays
+
+
+def _place(array: Array) -> tuple[Any, ...]:
+    """Where an array lies: equal for two views of the same numbers."""
+    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.char
+
+
+def _factor(factor: float, array: Array) -> Any:
+    """Return a factor in an array's dtype, so far rounded down that rounding the products makes no norm too large."""
+    kind = array.dtype.type
+    number = kind(factor * (1 - 2.0 * float(np.finfo(kind).epsneg)))
+    return number if number <= factor else np.nextafter(number, kind(0))

@@ -76,7 +76,11 @@ class Plan:
         if found is None:
             for (each, shape), which in zip(self._lookups, names, strict=True):
                 check.in_range(each, self.num_rows, which, shape)
-        self.rows, self.order, self.segment_offsets, self._hot = found  # type: ignore[misc]
+            raise IndexError(  # which they are not any more
+                f"{name} were changed by another thread while they were sorted, and some were out of range; leave them "
+                "as they are until the call returns, or pass a copy"
+            )
+        self.rows, self.order, self.segment_offsets, self._hot = found
         if not transient:
             self._buffers = []
 
@@ -241,6 +245,7 @@ def _digits(n: int, bits: int) -> tuple[int, int]:
 
 def _sort_wide(ids: Array, num_rows: int, bag_offsets: Array | None) -> tuple[Any, ...] | None:
     """Sort ids that do not fit into 64 bits together with their label."""
+    ids = ids.copy()  # which nobody else can change between the check and the use
     if first_outside(ids, num_rows) >= 0:
         return None
     index = np.dtype(np.int32) if len(ids) < 2**31 else np.dtype(np.int64)

@@ -126,6 +126,12 @@ def _members(bags: Bags, mode: str, padding_idx: int | None) -> sparse.csr_array
     return sparse.diags_array(inverse).tocsr() @ members
 
 
+def _without_zeros(matrix: sparse.csr_array) -> sparse.csr_array:
+    """A matrix that stores no zeros: what they are multiplied by is not looked at, NaN as little as anything else."""
+    matrix.eliminate_zeros()
+    return matrix
+
+
 def pool(weight: Any, bags: Bags, mode: str = "sum", padding_idx: int | None = None) -> Array:
     """``bag_matrix @ weight``; for max, the largest element of each column of the bag's rows."""
     table = np.asarray(weight, np.float64)
@@ -167,7 +173,7 @@ def pool_gradient(
     """
     grad = np.asarray(grad_out, np.float64)
     if mode != "max":
-        each = _members(bags, mode, padding_idx).T @ grad  # of every occurrence
+        each = _without_zeros(_members(bags, mode, padding_idx)).T @ grad  # of every occurrence
     else:
         each = np.zeros((len(bags.ids), grad.shape[1]))
         for c, winners in enumerate(argmax(weight, bags, padding_idx).T):

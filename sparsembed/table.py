@@ -148,7 +148,8 @@ class EmbeddingTable(TrainedTable):
         Parameters
         ----------
         weight : float32, float64 or float16 array of shape (num_rows, dim)
-            Any strides; a writeable memory map, too.  A device array makes a table on its GPU.
+            Any strides; a writeable memory map, too.  A device array makes a table on its GPU.  Whatever hands
+            out copies of its memory, such as a list or a file's array, needs ``copy=True`` if it is to be written to.
         optimizer : Rule, optional
         copy : bool
             False adopts the caller's memory, which updates then change in place.
@@ -186,10 +187,11 @@ class EmbeddingTable(TrainedTable):
                     "use se.EmbeddingTable.from_array, or move the weight to the host"
                 )
             return engine("table").DeviceTable._adopt(weight, optimizer, given, copy)  # type: ignore[no-any-return]
-        array = check.weight(weight)
+        written = not copy and any(each is not None for each in (optimizer, padding_idx, max_norm))
+        array = check.weight(check.ndarray(weight, "weight") if written else weight)
         check.count(len(array), "weight.shape[0]")
         options = given.checked(len(array), optimizer, array.dtype)
-        if not copy and any(each is not None for each in (optimizer, padding_idx, max_norm)):
+        if written:
             check.in_place(array, "weight", "copy=True")
         self = cls.__new__(cls)
         self._hold(_memory.copy(array) if copy else array, optimizer, options)
@@ -224,8 +226,8 @@ class EmbeddingTable(TrainedTable):
         >>> table.lookup([[1, 2, 1]]).shape
         (1, 3, 4)
         """
-        with self._reading() as lag:
-            return functional.lookup(self._weight, ids, lag)
+        with self._guard:
+            return functional.lookup(self._weight, ids, self._missed())
 
     __getitem__ = lookup
 
@@ -254,5 +256,5 @@ class EmbeddingTable(TrainedTable):
         >>> table.pool(se.Bags.from_lists([[1, 2], [0]]), mode="mean")[1]
         array([0., 0., 0., 0.], dtype=float32)
         """
-        with self._reading() as lag:
-            return pooling.pool_bags(self._weight, bags, mode, None, self.padding_idx, lag)
+        with self._guard:
+            return pooling.pool_bags(self._weight, bags, mode, None, self.padding_idx, self._missed())

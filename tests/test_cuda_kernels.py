@@ -448,9 +448,9 @@ def test_rows_that_missed_steps_are_read_and_flushed(queue, rule):
         ids = rng.integers(0, 12, 4 + turn)
         twin.update(ids, numbers(rng, (len(ids), 8), np.float32))
     ids, status = np.arange(12), launch.new_status(queue)
-    with twin.cpu._reading() as lag:
-        twin.late.sync(queue, twin.cpu._history)
-        hyper, like = twin.hyper(lag.hyper)
+    missed = twin.cpu._missed()
+    twin.late.sync(queue, twin.cpu._history)
+    hyper, like = twin.hyper(missed.hyper)
     weight, state, _ = twin.table
     out = queue.empty((12, 8), np.float32)
     where = (rule, weight, state, twin.last)

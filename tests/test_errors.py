@@ -221,7 +221,7 @@ BAD = [
         ([0.0, 2], "float64"), ([0, 2, 1, 2], "decrease.*2 then 1.*position 2"), ([0, 1], r"len\(ids\) = 2, got 1"),
         ([0, 3], "got 3"), ([1, 2], r"start at 0.*1"), ([[0, 2]], r"\(1, 2\)"), (IDS[:0], "num_bags"), (2, r"\(\)"))),
     *(("Bags Bags.from_padded", "per_sample_weights", v, (TypeError, ValueError), "float|shape|one weight") for v in (
-        ones(3), 1.0, np.ones(2, int), np.ones((2, 2), int))),
+        ones(3), 1.0, np.ones(2, bool), np.ones((2, 2), bool))),
     *(("Bags.from_lists", "per_sample_weights", v, (TypeError, ValueError), "") for v in ([[1.0]], [1.0], [[1], [1]])),
     *(("Bags.from_csr", "matrix", v, TypeError, r) for v, r in (
         (scipy.sparse.coo_array(np.eye(3)), "coo_array.*tocsr"), (np.eye(3), "ndarray"),

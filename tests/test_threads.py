@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from patience import HANGS, WITHIN, until
 
 import sparsembed as se
-from sparsembed import _threads
+from sparsembed import _launch, _threads
 
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 RULES = {
@@ -437,40 +438,114 @@ print("sorted", helpers())
     assert python(tmp_path, script, NUMBA_NUM_THREADS="7") == ["sorted", "6"]
 
 
-def test_an_interrupt_waits_for_every_block_and_a_second_one_does_too(monkeypatch):
-    """However often somebody interrupts, nobody gets an array that threads still write to."""
-    done, interrupts = np.zeros(8), [KeyboardInterrupt("first"), KeyboardInterrupt("second"), TimeoutError("third")]
+class Interrupted:
+    """A compiled kernel whose caller is interrupted before it begins, while helpers are on their way."""
 
-    def kernel(claims, num_blocks):
-        while claims[_threads.NEXT] < num_blocks:
-            block = claims[_threads.NEXT]
-            claims[_threads.NEXT] += 1
-            done[block] += 1
-            claims[_threads.DONE] += 1
-            if interrupts:
-                raise interrupts.pop(0)
+    overloads = True
 
-    monkeypatch.setattr(_threads, "num_threads", lambda: 1)
-    with pytest.raises(KeyboardInterrupt, match="first"):
-        _threads.run(kernel, 8)
-    assert (done == 1).all()
-    assert not interrupts
+    def __init__(self, kernel):
+        self.kernel, self.helpers = kernel, 0
+
+    def __call__(self, claims, *arguments):
+        if len(claims) == _threads.SLOTS:  # the caller's
+            until(lambda: self.helpers, "a helper")
+            raise KeyboardInterrupt
+        self.helpers += 1
+        self.kernel(claims, *arguments)
+
+
+def test_helpers_do_nothing_for_a_caller_who_is_interrupted_before_it_begins(monkeypatch):
+    """All blocks are written, or none: the caller begins them in compiled code, and waits there for the last."""
+    weight, ids, out = np.ones((50_000, 64)), np.arange(50_000), np.zeros((50_000, 64))
+    monkeypatch.setattr(_threads, "num_threads", lambda: 3)
+    se.gather(weight, ids, out=out)
+    assert out.all()
+    out[...] = 0
+    kernel = Interrupted(_launch.gather_kernels.gather_rows)
+    monkeypatch.setattr(_launch.gather_kernels, "gather_rows", kernel)
+    with pytest.raises(KeyboardInterrupt):
+        se.gather(weight, ids, out=out)
+    assert kernel.helpers
+    time.sleep(0.2)
+    assert not out.any()
+    assert not _threads._jobs
+    monkeypatch.undo()
+    se.gather(weight, ids, out=out)
+    assert out.all()
 
 
 def test_an_interrupt_while_a_thread_is_woken_loses_none(monkeypatch):
     table, ids = se.EmbeddingTable(50_000, 64, rng=0), np.arange(50_000)
     monkeypatch.setattr(_threads, "num_threads", lambda: 2)
     table.lookup(ids)
-    avoid = _threads._Worker.avoid
+    avoid, workers = _threads._Worker.avoid, list(_threads._workers)
+    assert workers
 
     def interrupted(self, core):
         monkeypatch.setattr(_threads._Worker, "avoid", avoid)
         raise KeyboardInterrupt
 
-    until(lambda: len(_threads._idle) == len(_threads._workers), "the end of the helpers' work")
-    sleeping = len(_threads._idle)
-    assert sleeping
     monkeypatch.setattr(_threads._Worker, "avoid", interrupted)
     with pytest.raises(KeyboardInterrupt):
         table.lookup(ids)
-    until(lambda: len(_threads._idle) == sleeping, "the helper that was to be woken")
+    table.lookup(ids)
+    assert list(_threads._workers) == workers
+    assert all(worker.is_alive() for worker in workers)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_a_thread_that_cannot_start_means_fewer_helpers(error, monkeypatch):
+    table, ids = se.EmbeddingTable(50_000, 64, se.SGD(lr=1.0), initializer=se.initializers.zeros), np.arange(50_000)
+    table.update(ids[:9], np.zeros((9, 64), np.float32))
+
+    def start(self):
+        raise error
+
+    monkeypatch.setattr(_threads, "num_threads", lambda: len(_threads._workers) + 3)
+    monkeypatch.setattr(_threads._Worker, "start", start)
+    workers = list(_threads._workers)
+    table.update(ids, np.ones((50_000, 64), np.float32))
+    assert table.step == 2
+    assert (table.weight == -1).all()
+    assert list(_threads._workers) == workers
+
+
+@POSIX
+@pytest.mark.parametrize("room", [0, 1])
+def test_where_the_system_has_no_more_threads(tmp_path, room):
+    """A limit on processes, as containers have, is met in the middle of a step: it is taken all the same."""
+    script = f"""
+import resource
+n, d = 60_000, 256
+x, g = np.arange(n), np.ones((n, d))
+t = se.EmbeddingTable.from_array(np.ones((n, d)), se.SGD(0.5))
+_threads.num_threads = lambda: 1
+t.update(x, np.zeros((n, d)))  # compiled
+_threads.num_threads = lambda: 4
+if os.geteuid() == 0:
+    os.setuid(12_345)  # root has no limit
+used = len(os.listdir("/proc/self/task"))
+resource.setrlimit(resource.RLIMIT_NPROC, (used + {room},) * 2)
+for step in range(5):
+    t.update(x, g)
+print(t.step, (t.weight == 1 - 0.5 * 5).all(), helpers() <= {room})
+"""
+    assert python(tmp_path, script, NUMBA_NUM_THREADS="4") == ["6", "True", "True"]
+
+
+def test_ctrl_c_while_a_kernel_is_compiled_comes_when_it_is(tmp_path):
+    """Numba that is interrupted in the middle cannot compile any more in that process."""
+    script = """
+import builtins
+made, seen = se.gather, []
+threading.Timer(0.3, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(3)]).start()
+try:
+    while True:
+        se.gather(np.ones((4, 2)), [1])
+        time.sleep(0.001)
+except KeyboardInterrupt:
+    seen.append("interrupted")
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+print(*seen, se.gather(np.ones((4, 2), np.float32), [1]).sum())
+"""
+    assert python(tmp_path, script, NUMBA_CACHE_DIR=str(tmp_path / "cache")) == ["interrupted", "2.0"]

@@ -40,7 +40,6 @@ def test_training_goes_on_where_it_was_saved(how, rule):
         resumed, other = copy.deepcopy((optimizer, module))
     assert resumed.param_groups[0]["lr"] == rule.lr
     assert resumed.state_dict()["state"][0]["step"] == 3
-    assert not resumed.state
     before = module.weight.detach().clone()
     train(other, resumed, range(3, 8))
     assert torch.equal(module.weight, before)
@@ -51,14 +50,13 @@ def test_training_goes_on_where_it_was_saved(how, rule):
         np.testing.assert_array_equal(slot, other.table.state[name])
 
 
-def test_state_dict_is_a_copy_and_leaves_no_state_behind():
+def test_state_dict_is_a_copy():
     module, optimizer = trained()
     saved = optimizer.state_dict()
     before = saved["state"][0]["exp_avg"].clone()
     train(module, optimizer, [3])
     assert torch.equal(saved["state"][0]["exp_avg"], before)
     assert saved["state"][0]["step"] == 3
-    assert not optimizer.state
 
 
 TORCH = {
@@ -161,7 +159,6 @@ def test_what_load_state_dict_refuses_changes_no_table(change, error, message, h
         change(saved)
     with pytest.raises(error, match=message):
         optimizer.load_state_dict(saved)
-    assert not optimizer.state
     for k in (4, 5):
         for module, twin in zip(modules, twins, strict=True):
             assert_same(module.table, twin.table)

@@ -12,7 +12,9 @@ from .. import _validate as check
 from .._device import device_name
 from .._options import Options
 from .._storage import _TABLES
+from ..kernels.cpu.catch_up import STARTS
 from ..rules import Rule
+from ..rules._history import History
 from ..table import EmbeddingTable
 from . import errors, inputs, launch
 from . import queue as queues
@@ -71,7 +73,7 @@ class DeviceStorage(EmbeddingTable):
         stream = stream_of(self._given, self._caller.device)
         return inputs.lent(self._home, queues.open_queue(self._caller.device, stream or LEGACY))
 
-    def _hold(self, weight: Any, optimizer: Rule | None, options: Options) -> None:
+    def _hold(self, weight: Any, optimizer: Rule | None, options: Options) -> None:  # type: ignore[override]
         """Hold a weight and fresh state; what may fail is made before anything of the table is set."""
         queue = self._home
         given = queue.upload(weight) if isinstance(weight, np.ndarray) else weight
@@ -86,8 +88,10 @@ class DeviceStorage(EmbeddingTable):
         fields = 0 if optimizer is None else len(optimizer.Hyper._fields)  # type: ignore[attr-defined]
         catches_up = optimizer is not None and optimizer.catch_up is not None
         last = queue.filled((num_rows if catches_up else 0,), np.int32, 0)
-        hyper, late, history = queue.empty((fields,), dtype), LateRows(), _history(optimizer, dtype, 0)
-        steps, lock, gate = np.zeros(1, np.int64), threading.RLock(), threading.RLock()
+        hyper, late, history = queue.empty((fields,), dtype), LateRows(), None
+        if optimizer is not None and catches_up:
+            history = optimizer.history(dtype, 0)
+        steps, lock, gate = np.zeros(3, np.int64), threading.RLock(), threading.RLock()
         self._given, self._optimizer, self._options, self._limit = given, optimizer, options, limit
         self._weight: Any = array
         self._state: Any = state
@@ -99,37 +103,36 @@ class DeviceStorage(EmbeddingTable):
         self._constrain()
         _TABLES.add(self)
 
-    def _constrain(self) -> None:
+    def _constrain(self) -> None:  # type: ignore[override]
         queue = self._home
         if self.padding_idx is not None:
             queue.write(self._weight.part(self.padding_idx, 1), np.zeros((1, self.dim), self._weight.dtype))
         if self._limit is not None:
             launch.clip_rows(queue, self._weight, self._limit, launch.new_status(queue))
 
-    def _begin(self) -> None:
-        """Start a history: every row is up to date, and `_last` says so."""
-        self._history = _history(self._optimizer, self._weight.dtype, self.step)
+    def _start_at(self, step: int) -> None:
+        """Note that every row is up to date at a step: a history starts there."""
+        self._steps[:] = step, step, self._steps[STARTS] + 1
 
-    def _current(self) -> Any:
+    def _current(self, history: History) -> Any:
         """The hyperparameters of the newest step."""
         rule: Any = self._optimizer
-        return type(rule).Hyper(*self._history.past[self._history.newest])
+        return type(rule).Hyper(*history.past[history.newest])
 
-    def _flush(self) -> None:
-        queue, like = self._home, self._current()
-        self._late.sync(queue, self._history)
+    def _flush(self, history: History) -> History:
+        queue, like = self._home, self._current(history)
+        self._late.sync(queue, history)
         hyper = queue.upload(np.array(like, self._weight.dtype))
         where = (self._optimizer, self._weight, self._state, self._last)
         self._late.flush(queue, *where, hyper, like, launch.new_status(queue))
-        self._begin()
+        self._start_at(self.step)
+        return self._synced(history)
 
     def flush(self) -> None:
         """Bring every row up to date with the dense optimizer."""
         with self._lock, self._at_home():
-            if self._history is not None:
-                self._history.sync(self.step)
-                if self._history.newest:
-                    self._flush()
+            if self._history is not None and (history := self._synced(self._history)).newest:
+                self._flush(history)
 
     def synchronize(self) -> None:
         """Wait for the GPU, and raise for ids that were out of range since the last time."""
@@ -175,14 +178,14 @@ class DeviceStorage(EmbeddingTable):
         host = self._host()
         host.load_state_dict(state_dict)
         last = np.full(len(self._last), host.step, np.int32)
-        history = _history(self._optimizer, self._weight.dtype, host.step)
 
         def write() -> None:
             home.write(self._weight, host._weight)
             home.write(self._state, host._state)
             home.write(self._row_state, host._row_state)
             home.write(self._last, last)
-            self._steps[0], self._history, self._begun = host.step, history, None
+            self._start_at(host.step)
+            self._begun = None
 
         with self._gate, self._lock, self._at_home() as home:
             try:
@@ -206,11 +209,6 @@ class DeviceStorage(EmbeddingTable):
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, cuda:{self._caller.device})".replace("DeviceTable", "EmbeddingTable", 1)
-
-
-def _history(rule: Rule | None, dtype: Any, step: int) -> Any:
-    """A history that begins after a step, or None for rules whose rows miss nothing."""
-    return None if rule is None or rule.catch_up is None else rule.history(dtype, step)
 
 
 def _column(array: DeviceArray, k: int, shape: tuple[int, ...]) -> DeviceArray:

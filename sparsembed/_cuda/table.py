@@ -20,6 +20,8 @@ from .together import Together
 from .values import DevicePlan, DeviceRowGradient
 from .views import ADVICE, hand_over, make
 
+_ONE_STEP = np.array([1, 0, 0])
+
 
 class DeviceTable(DeviceStorage):
     """What ``EmbeddingTable(..., device="cuda")`` and ``from_array`` of a device array make."""
@@ -33,7 +35,7 @@ class DeviceTable(DeviceStorage):
         with inputs.opened(None, self._given, ids=ids) as session, self._lock:
             late = None
             if self._history is not None:
-                self._late.sync(self._home, self._synced())
+                self._late.sync(self._home, self._synced(self._history))
                 late = self._read_late
             with self._running(session):
                 return functional.lookup(session, self._weight, *flat, late=late)
@@ -41,14 +43,11 @@ class DeviceTable(DeviceStorage):
     def __getitem__(self, ids: Any) -> Any:
         return self.lookup(ids)
 
-    def _synced(self) -> Any:
-        self._history.sync(self.step)
-        return self._history
-
     def _read_late(self, session: inputs.Session, flat: DeviceArray, rows: DeviceArray) -> None:
         """Read rows as they are after the newest step."""
         queue, dtype = session.queue, self._weight.dtype
-        like = self._current()
+        assert self._history is not None
+        like = self._current(self._history)
         hyper = queue.upload(np.array(like, dtype))
         where = (self._optimizer, self._weight, self._state, self._last)
         self._late.gather(queue, *where, flat, rows, hyper, like, session.status)
@@ -75,8 +74,8 @@ class DeviceTable(DeviceStorage):
         """Call ``work(rows, gathered)``: with the table, or if rows may have missed steps a row for each id of bags."""
         with self._lock:
             gathered = self._history is not None
-            if gathered:
-                self._late.sync(self._home, self._synced())
+            if self._history is not None:
+                self._late.sync(self._home, self._synced(self._history))
             with self._running(session):
                 source = self._weight
                 if gathered:
@@ -212,5 +211,5 @@ class DeviceTable(DeviceStorage):
                 launch.update_rows(together, table, batch, grads, skip, self._hyper, like, status, lag)
                 if self._limit is not None:
                     launch.clip_rows(together, self._weight, self._limit, status, batch, skip)
-                count = () if recording else ((self._steps.__iadd__, 1),)
+                count = () if recording else ((self._steps.__iadd__, _ONE_STEP),)
                 together.start(*count)

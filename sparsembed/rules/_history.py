@@ -28,8 +28,8 @@ class History:
         Numbers per step: coefficients, hyperparameters.
     ages : array of shape (reach + 1, powers)
         What depends on the number of missed steps alone.
-    advance : callable ``(history, t)``
-        Bring `entries` forward by step ``base + t``.
+    advance : callable ``(history, t) -> (first, rows)``, or None
+        What step ``base + t`` makes of `entries`: the rows from `first` to t, as a new array.
     dtype : dtype
         Of the table.
     base : int
@@ -48,7 +48,7 @@ class History:
         fields: int,
         ages: Array,
         reach: int,
-        advance: Callable[["History", int], None],
+        advance: Callable[["History", int], tuple[int, Array]] | None,
         dtype: Any,
         base: int,
         product: int = -1,
@@ -58,18 +58,23 @@ class History:
         self.entries, self.exact = np.zeros((64, columns)), np.zeros((64, fields))
         self.past = np.zeros((64, fields), dtype)
         self.entries[0, : len(first)] = first
-        self.newest = 0
+        self._stand: tuple[int, tuple[int, Array] | None] = (
+            0,
+            None,
+        )  # the newest step, and what is to be written of it
         self.kind_of_step: Callable[[tuple[float, ...]], Any] | None = None  # a history has steps of one kind
-        self.kind: Any = None
+        self.start = 0  # which of the starts of its table this is
+
+    @property
+    def newest(self) -> int:
+        """The newest step, counted from `base`."""
+        return self._stand[0]
 
     def takes(self, hyper: tuple[float, ...]) -> bool:
         """Whether a step with these hyperparameters can follow, or every row must be brought up to date first."""
-        if self.kind_of_step is None:
+        if self.kind_of_step is None or not self.newest:
             return True
-        kind = self.kind_of_step(hyper)
-        if self.kind is None:
-            self.kind = kind
-        return bool(self.kind == kind)
+        return bool(self.kind_of_step(tuple(self.exact[1].tolist())) == self.kind_of_step(hyper))
 
     @property
     def nbytes(self) -> int:
@@ -85,17 +90,28 @@ class History:
         return self.newest >= LONGEST or not _SMALLEST < size < _LARGEST
 
     def record(self, step: int, hyper: tuple[float, ...]) -> None:
-        """Note the hyperparameters of a step, before it is taken."""
+        """Note the hyperparameters of a step, before it is taken; a step that is not taken is noted over."""
         t = step - self.base
-        if t >= len(self.exact):  # readers keep the arrays that they have
-            self.entries, self.exact, self.past = (_double(each) for each in (self.entries, self.exact, self.past))
+        for name in ("entries", "exact", "past"):  # readers keep the arrays that they have
+            if t >= len(array := getattr(self, name)):
+                setattr(self, name, _double(array))
         self.exact[t] = self.past[t] = hyper
 
     def sync(self, step: int) -> None:
-        """Count the steps taken since."""
-        while self.newest < step - self.base:
-            self._advance(self, self.newest + 1)
-            self.newest += 1
+        """Count the steps taken since.
+
+        What a step makes of `entries` is worked out apart, noted in one assignment, and then written: whatever
+        interrupts a call, the next one goes on where it stood, and no step counts twice.
+        """
+        while True:
+            newest, made = self._stand
+            if made is not None:
+                first, rows = made
+                self.entries[first : first + len(rows)] = rows
+                self._stand = newest, None
+            if newest >= step - self.base:
+                return
+            self._stand = newest + 1, None if self._advance is None else self._advance(self, newest + 1)
 
 
 def _double(array: Array) -> Array:

@@ -32,6 +32,8 @@ class Rule:
     slots, row_slots : tuple of str
         Names of the state kept per element, and per row.  Fresh state is zero.  At most four
         slots and three row slots.
+    squares : tuple of str
+        Those of them that sum squares: a state in which one is negative is refused.
 
     Raises
     ------
@@ -85,6 +87,7 @@ class Rule:
     Hyper: ClassVar[type]
     slots: ClassVar[tuple[str, ...]] = ()
     row_slots: ClassVar[tuple[str, ...]] = ()
+    squares: ClassVar[tuple[str, ...]] = ()
     reduce: ClassVar[Callable[..., Any] | None] = None
     reduce_pair: ClassVar[Callable[..., Any] | None] = None
     row: ClassVar[Callable[..., Any] | None] = None
@@ -113,8 +116,10 @@ class Rule:
 
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]
-            if isinstance(value := getattr(self, field.name), list):  # a rule is a value: hashable
-                object.__setattr__(self, field.name, tuple(value))
+            given = getattr(self, field.name)
+            value = tuple(map(plain, given)) if isinstance(given, list | tuple) else plain(given)
+            if value is not given:  # a rule is a value: hashable
+                object.__setattr__(self, field.name, value)
             self._check(field.name, getattr(self, field.name))
 
     def _check(self, name: str, value: Any) -> None:
@@ -136,7 +141,12 @@ class Rule:
         lr = getattr(self, "lr")  # noqa: B009  (a field of every subclass)
         if not callable(lr):
             return float(lr)
-        value = lr(step)
+        value = plain(lr(step))
+        if isinstance(value, float) and -1e-6 < value < 0:  # what some schedules end at by rounding
+            raise ValueError(
+                f"{type(self).__name__}: lr({step}) must not be negative, got {value!r}; where a schedule ends a "
+                "rounding below zero, pass lambda step: max(schedule(step), 0)"
+            )
         check_number(f"{type(self).__name__}: lr({step})", value)
         return float(value)
 
@@ -149,6 +159,16 @@ class Rule:
         if not sum(map(abs, values)) <= _LARGEST[dtype.char]:  # False for NaN, too
             raise ValueError(f"{self} at step {step} gives {values}, which {dtype} cannot hold; use smaller numbers")
         return type(self).Hyper(*map(dtype.type, values))
+
+
+def but_lr(rule: Any) -> dict[str, Any]:
+    """The hyperparameters of a rule but for its learning rate."""
+    return {field.name: getattr(rule, field.name) for field in fields(rule) if field.name != "lr"}
+
+
+def plain(value: Any) -> Any:
+    """Return a number for an array or tensor that holds one number and has no dimensions; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def check_number(name: str, value: Any, below: float = math.inf) -> None:
@@ -176,6 +196,8 @@ def _check_class(cls: type[Rule], hyper: type) -> None:
         raise TypeError(f"{cls.__name__}.Hyper is already the Hyper of {other}; give each rule its own class")
     if len(cls.slots) > 4 or len(cls.row_slots) > 3:
         raise TypeError(f"{cls.__name__} may have at most 4 slots and 3 row slots")
+    if wrong := sorted({*cls.squares} - {*cls.slots, *cls.row_slots}):
+        raise TypeError(f"{cls.__name__}.squares names {wrong}, which are none of its slots and row_slots")
     if (cls.reduce is None) != (cls.row is None) or (cls.reduce_pair is None) != (cls.row_pair is None):
         raise TypeError(f"{cls.__name__} must define both reduce and row, or neither; or both of their pairs")
     if cls.row_slots and cls.row is None and cls.row_pair is None:

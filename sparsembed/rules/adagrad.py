@@ -62,6 +62,7 @@ class Adagrad(Rule):
 
     Hyper = AdagradHyper
     slots = ("sum",)
+    squares = ("sum",)
 
     def hyper(self, step: int) -> tuple[float, ...]:
         step_size = self.rate(step) / (1 + (step - 1) * self.lr_decay)

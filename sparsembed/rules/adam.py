@@ -102,6 +102,7 @@ class Adam(Rule):
     Hyper = AdamHyper
     Gap = AdamGap
     slots = ("exp_avg", "exp_avg_sq")
+    squares = ("exp_avg_sq",)
 
     def _check(self, name: str, value: Any) -> None:
         kind = type(self).__name__
@@ -143,10 +144,10 @@ class Adam(Rule):
         # Roundings of a float32 sum are larger than a float64 term: each dtype has its own limit.
         rounding = 2.0**-26 if dtype == np.float32 else 2.0**-54
 
-        def advance(history: History, t: int) -> None:
-            entries, (step_size, root, *_, keep) = history.entries, history.exact[t]
-            low = max(0, t - far)
-            young = entries[low:t]
+        def advance(history: History, t: int) -> tuple[int, Any]:
+            low, (step_size, root, *_, keep) = max(0, t - far), history.exact[t]
+            rows = history.entries[low : t + 1].copy()
+            young = rows[:-1]
             young[-1, _CENTER] = sqrt(self.betas[1]) * root
             age = np.arange(t - low, 0, -1)
             young[:, : _MOMENTS + 1] *= keep
@@ -158,10 +159,11 @@ class Adam(Rule):
                     term = term * (x - 1)
                 ratio = np.abs(young[:, 0] / young[:, _MOMENTS])
             young[:, _LIMIT] = np.sqrt(np.sqrt(rounding * np.where(young[:, _MOMENTS], ratio, math.inf)))
-            product = entries[t - 1, _PRODUCT] * keep
+            product = rows[-2, _PRODUCT] * keep
             young[:, _UNTIL] = product
-            entries[t, _PRODUCT] = entries[t, _UNTIL] = product
-            entries[t, _CENTER], entries[t, _LIMIT] = 0, math.inf
+            rows[-1] = 0
+            rows[-1, [_PRODUCT, _UNTIL, _LIMIT]] = product, product, math.inf
+            return low, rows
 
         first = (0.0,) * _CENTER + (0.0, math.inf, 1.0, 1.0)
         return History(9, 8, ages, far, advance, dtype, base, _PRODUCT, first)

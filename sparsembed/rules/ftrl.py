@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ._rule import Rule, Schedule
 
@@ -61,6 +63,7 @@ class FTRL(Rule):
 
     Hyper = FTRLHyper
     slots = ("z", "n")
+    squares = ("n",)
 
     def rate(self, step: int) -> float:
         lr = super().rate(step)
@@ -75,6 +78,12 @@ class FTRL(Rule):
 
     def hyper(self, step: int) -> tuple[float, ...]:
         return self.rate(step), self.beta, self.l1, self.l2
+
+    def cast(self, values: tuple[float, ...], step: int, dtype: np.dtype[Any]) -> Any:
+        hyper = super().cast(values, step, dtype)
+        if hyper.lr == 0:
+            raise ValueError(f"FTRL(lr=...) must be greater than zero in {dtype}, got {values[0]} at step {step}")
+        return hyper
 
     @staticmethod
     def step(w, g, s, a, hp):

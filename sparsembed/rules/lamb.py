@@ -66,6 +66,7 @@ class LAMB(Rule):
 
     Hyper = LAMBHyper
     slots = ("exp_avg", "exp_avg_sq")
+    squares = ("exp_avg_sq",)
 
     def _check(self, name: str, value: Any) -> None:
         if name == "betas":

@@ -64,6 +64,7 @@ class PartialRowwiseAdam(Rule):
     Hyper = PartialRowwiseAdamHyper
     slots = ("exp_avg",)
     row_slots = ("exp_avg_sq",)
+    squares = ("exp_avg_sq",)
 
     def _check(self, name: str, value: Any) -> None:
         if name == "betas":

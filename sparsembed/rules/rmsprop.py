@@ -68,6 +68,7 @@ class RMSprop(Rule):
     Hyper = RMSpropHyper
     Gap = RMSpropGap
     slots = ("square_avg",)
+    squares = ("square_avg",)
 
     def _check(self, name: str, value: Any) -> None:
         super()._check(name, value)
@@ -87,7 +88,7 @@ class RMSprop(Rule):
     def history(self, dtype: np.dtype[Any], base: int) -> History:
         """Start a history at a step that every row has taken."""
         log = math.log(self.alpha) if self.alpha else -math.inf
-        return History(1, 4, np.array([[log]]), 0, lambda history, t: None, dtype, base)
+        return History(1, 4, np.array([[log]]), 0, None, dtype, base)
 
     @staticmethod
     def gap(entries, first, newest, ages, reach, out, hp):

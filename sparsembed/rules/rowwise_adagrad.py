@@ -63,6 +63,7 @@ class RowwiseAdagrad(Rule):
 
     Hyper = RowwiseAdagradHyper
     row_slots = ("sum",)
+    squares = ("sum",)
 
     def _check(self, name: str, value: Any) -> None:
         if name != "weight_decay_mode":

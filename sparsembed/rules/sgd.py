@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ._history import FARTHEST, History
-from ._rule import Rule, Schedule, check_number
+from ._rule import Rule, Schedule, check_number, plain
 
 _PRODUCT, _UNTIL, _SLOPE = 4, 5, 6  # columns of the history behind the 2 x 2 matrix
 
@@ -153,9 +153,9 @@ class DecayedSGD(SGD):
         return w - hp.lr * (g + hp.l2 * w), s
 
     def history(self, dtype: np.dtype[Any], base: int) -> History:
-        def advance(history: History, t: int) -> None:
+        def advance(history: History, t: int) -> tuple[int, Any]:
             lr, l2 = history.exact[t]
-            history.entries[t, 0] = history.entries[t - 1, 0] * (1 - lr * l2)
+            return t, history.entries[t - 1 : t] * (1 - lr * l2)
 
         return History(1, 2, np.zeros((1, 1)), 0, advance, dtype, base, product=0, first=(1.0,))
 
@@ -209,19 +209,21 @@ class MomentumSGD(SGD):
         # The faster mode fades at least as fast as the root of momentum, times two steps.
         far = int(reach(self.momentum)) * (2 if self.weight_decay else 1)
 
-        def advance(history: History, t: int) -> None:
-            entries, (ww, wb, bw, bb) = history.entries, _matrix(history.exact[t])
-            young = entries[max(0, t - far) : t]
+        def advance(history: History, t: int) -> tuple[int, Any]:
+            first, (ww, wb, bw, bb) = max(0, t - far), _matrix(history.exact[t])
+            rows = history.entries[first : t + 1].copy()
+            young = rows[:-1]
             young[:, 0:2], young[:, 2:4] = (
                 ww * young[:, 0:2] + wb * young[:, 2:4],
                 bw * young[:, 0:2] + bb * young[:, 2:4],
             )
-            slope = entries[t - 1, _SLOPE]  # b / w of the slower mode
+            slope = rows[-2, _SLOPE]  # b / w of the slower mode
             factor = ww + wb * slope
-            product = entries[t - 1, _PRODUCT] * factor
+            product = rows[-2, _PRODUCT] * factor
             young[:, _UNTIL] = product
             slope = (bw + bb * slope) / factor if factor else 0.0
-            entries[t] = (1.0, 0.0, 0.0, 1.0, product, product, slope)
+            rows[-1] = (1.0, 0.0, 0.0, 1.0, product, product, slope)
+            return first, rows
 
         first = (1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0)
         history = History(7, 6, np.zeros((1, 1)), far, advance, dtype, base, _PRODUCT, first)
@@ -257,6 +259,7 @@ def _swings(hyper: tuple[float, ...]) -> bool:
 
 
 def _is_zero(value: Any) -> bool:
+    value = plain(value)
     return isinstance(value, int | float) and value == 0
 
 

@@ -61,6 +61,7 @@ class SparseAdam(Rule):
 
     Hyper = SparseAdamHyper
     slots = ("exp_avg", "exp_avg_sq")
+    squares = ("exp_avg_sq",)
 
     def _check(self, name: str, value: Any) -> None:
         if name != "betas":

@@ -4,12 +4,12 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..bags import Bags
 from ..gradient import RowGradient
 from ._limited import version
 from ._table import ParameterTable
+from ._transforms import once, refuse_batched
 from ._untraced import untraced
 
 # Ids need no gradient, and the weight of a fused table gets none: this leaf does, so that backward comes.
@@ -26,15 +26,15 @@ class Lookup(torch.autograd.Function):
         return ctx.table.read(ids)
 
     @staticmethod
-    @once_differentiable
     @untraced
     def backward(ctx: Any, grad_out: Any) -> Any:
         (ids,) = ctx.saved_tensors
+        refuse_batched(grad_out)
         if ctx.table.fused:
-            collect(ctx.table, ctx.weight, ids, grad_out, None)
+            collect(ctx.table, ctx.weight, ids, grad_out.detach(), None)
             return None, None, None
         renew_gradient(ctx.weight)
-        return ctx.table.gradient(ids, grad_out).to_torch(), None, None
+        return once(lambda: ctx.table.gradient(ids, grad_out).to_torch(), grad_out), None, None
 
 
 class Pool(torch.autograd.Function):
@@ -44,17 +44,17 @@ class Pool(torch.autograd.Function):
     def forward(ctx: Any, leaf: Any, factors: Any, ids: Any, bags: Bags, mode: str, source: tuple[Any, Any]) -> Any:
         weight, table = source
         ctx.weight, ctx.table, ctx.bags, ctx.mode = weight, table, bags, mode
-        ctx.stand = version(weight), weight.data_ptr()
+        ctx.stand = version(weight), weight.data_ptr(), table.step  # which a step of `module.table` changes alone
         ctx.save_for_backward(ids, factors)
         return table.read_pooled(bags, mode)
 
     @staticmethod
-    @once_differentiable
     @untraced
     def backward(ctx: Any, grad_out: Any) -> Any:
-        _ = ctx.saved_tensors  # raises if they were changed in place
+        _, given = ctx.saved_tensors  # raises if they were changed in place
+        refuse_batched(grad_out)
         table, bags, mode = ctx.table, ctx.bags, ctx.mode
-        stand = version(ctx.weight), ctx.weight.data_ptr()
+        stand = version(ctx.weight), ctx.weight.data_ptr(), table.step
         if (ctx.needs_input_grad[1] or mode == "max") and stand != ctx.stand:
             raise RuntimeError(
                 "rows of the table were changed by an inplace operation (such as an optimizer step), or moved, between "
@@ -62,12 +62,12 @@ class Pool(torch.autograd.Function):
             )
         gradient = factors = None
         if ctx.needs_input_grad[1]:
-            factors = table.weights_gradient(bags, grad_out)
+            factors = once(lambda: table.weights_gradient(bags, grad_out), grad_out, ctx.weight)
         if ctx.needs_input_grad[0] and table.fused:
-            collect(table, ctx.weight, bags, grad_out, mode)
+            collect(table, ctx.weight, bags, grad_out.detach(), mode)
         elif ctx.needs_input_grad[0]:
             renew_gradient(ctx.weight)
-            gradient = table.pooled_gradient(bags, grad_out, mode).to_torch()
+            gradient = once(lambda: table.pooled_gradient(bags, grad_out, mode).to_torch(), grad_out, given)
         return gradient, factors, None, None, None, None
 
 
@@ -129,11 +129,11 @@ def collect(table: ParameterTable, weight: Any, lookup: Any, grad_out: Any, mode
 
 
 def renew_gradient(parameter: Any) -> None:
-    """Replace a gradient without rows by one in torch's memory, which torch can resize when it adds to it."""
+    """Give a gradient without rows memory of torch's, which it can resize when it adds to it."""
     grad = parameter.grad if parameter.is_leaf else None
     if grad is not None and grad.is_sparse and grad._nnz() == 0:
         rows, values = torch.empty((1, 0), dtype=torch.int64), torch.empty((0, grad.shape[1]), dtype=grad.dtype)
-        parameter.grad = torch.sparse_coo_tensor(rows, values, grad.shape, check_invariants=False)
+        grad.data = torch.sparse_coo_tensor(rows, values, grad.shape, check_invariants=False)
 
 
 @untraced
@@ -146,7 +146,7 @@ def merge_gradient(parameter: Any) -> None:
     if (rows[1:] > rows[:-1]).all():  # torch forgets that of a gradient which it stores
         grad._coalesced_(True)
     else:
-        parameter.grad = RowGradient.from_torch(grad).to_torch()
+        grad.data = RowGradient.from_torch(grad).to_torch()  # the tensor stays the one that others may hold
 
 
 @untraced

@@ -11,7 +11,9 @@ from ..rules import Rule
 from . import _check
 from ._autograd import Pool
 from ._module import TableModule, new_weight
+from ._transforms import Frozen, faking, recording, refuse_tangents, refuse_transform
 from ._untraced import untraced
+from ._weight import unwatched
 
 MODES = ("sum", "mean", "max")
 
@@ -144,13 +146,32 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
         ------
         TypeError, ValueError, IndexError
             For arguments that do not fit.
+        NotImplementedError
+            For transforms of `torch.func` and forward-mode derivatives that would have to pass through the table.
         """
-        return self._forward(input, offsets, per_sample_weights)
+        run = self._recorded if recording(input) else self._forward
+        return run(input, offsets, per_sample_weights)
+
+    def _recorded(self, ids: Any, offsets: Any, factors: Any) -> Any:
+        """Return torch's own bags, for a program that torch records."""
+        weight = self._settled()
+        factors = None if factors is None else factors.to(weight.dtype)
+        options = {"include_last_offset": self.include_last_offset, "padding_idx": self.padding_idx}
+        pool = torch.nn.functional.embedding_bag
+        with unwatched(weight):
+            return pool(ids, weight, offsets, mode=self.mode, per_sample_weights=factors, **options)
 
     @untraced
     def _forward(self, ids: Any, offsets: Any, factors: Any) -> Any:
+        if faking():
+            return self._recorded(ids, offsets, factors)
         _check.ids(ids)
+        if torch._C._are_functorch_transforms_active():
+            weight = self._parameters["weight"]
+            refuse_transform(self._leaf(weight), weight, offsets, factors)
+            return Frozen.apply(lambda rows: self._forward(rows, offsets, factors), ids)
         weight, table = self._current()
+        refuse_tangents(weight, factors)
         if factors is not None:
             factors = self._checked(ids, factors, weight.dtype)
         flat, ends = self._ends(ids, offsets)

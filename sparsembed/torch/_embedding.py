@@ -8,7 +8,9 @@ from ..rules import Rule
 from . import _check
 from ._autograd import Lookup
 from ._module import TableModule, new_weight
+from ._transforms import Frozen, faking, recording, refuse_tangents, refuse_transform
 from ._untraced import untraced
+from ._weight import unwatched
 
 
 class Embedding(TableModule, torch.nn.Embedding):
@@ -126,13 +128,28 @@ class Embedding(TableModule, torch.nn.Embedding):
         ------
         TypeError, IndexError
             For ids of another dtype, or out of range.
+        NotImplementedError
+            For transforms of `torch.func` and forward-mode derivatives that would have to pass through the table.
         """
-        return self._forward(input)
+        return self._recorded(input) if recording(input) else self._forward(input)
+
+    def _recorded(self, ids: Any) -> Any:
+        """Return torch's own lookup, for a program that torch records."""
+        weight = self._settled()
+        with unwatched(weight):
+            return torch.nn.functional.embedding(ids, weight, self.padding_idx)
 
     @untraced
     def _forward(self, ids: Any) -> Any:
+        if faking():
+            return self._recorded(ids)
         _check.ids(ids)
+        if torch._C._are_functorch_transforms_active():
+            weight = self._parameters["weight"]
+            refuse_transform(self._leaf(weight), weight)
+            return Frozen.apply(self._forward, ids)
         weight, table = self._current()
+        refuse_tangents(weight)
         leaf = self._leaf(weight)
         try:
             return table.read(ids) if leaf is None else Lookup.apply(leaf, ids, (weight, table))

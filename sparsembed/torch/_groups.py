@@ -1,13 +1,18 @@
 """Hyperparameters of a rule, as the groups of a torch optimizer hold them."""
 
+import difflib
+import functools
+import inspect
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
+from .. import rules
 from ..rules import Rule
 from ..rules.adagrad import Adagrad
 from ..rules.adam import AdamW
+from ..rules.rmsprop import RMSprop
 
 # Keys of a group that are no hyperparameters: torch's own, and what its schedulers note.
 ADDED = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
@@ -25,6 +30,8 @@ _IDLE: dict[str, tuple[Any, ...]] = {
     "foreach": (None, False),
     "fused": (None, False),
 }
+# Other names of hyperparameters, in other libraries.
+_SPELLED = {"learning_rate", "step_size", "beta1", "beta2", "epsilon", "decay", "l2", "wd", "clip_norm", "grad_clip"}
 
 
 def names(rule: Rule) -> set[str]:
@@ -45,13 +52,41 @@ def plain(value: Any) -> Any:
 
 
 def foreign(rule: Rule, group: dict[str, Any]) -> set[str]:
-    """Return the keys of a group that ask for nothing; refuse those that ask for what a rule does not have."""
+    """Return the keys of a group that ask for nothing; refuse those that ask for what a rule does not have.
+
+    What no optimizer takes for a hyperparameter is a note of somebody's own, such as the ``lr_scale`` of a schedule by
+    layers: torch keeps it, and so does a group here.
+    """
     others = group.keys() - names(rule) - ADDED
-    if wrong := sorted(str(name) for name in others if not _is_idle(name, rule, group)):
+    idle = {name for name in others if _is_idle(name, rule, group)}
+    if wrong := sorted(str(name) for name in others - idle if _asks(name)):
         raise TypeError(
             f"{wrong} of a group are no hyperparameters of {rule}, which has {sorted(names(rule))}; leave them out"
         )
-    return others
+    return idle
+
+
+def _asks(name: Any) -> bool:
+    """Whether a key is, or is nearly, the name of a hyperparameter of any optimizer."""
+    return bool(difflib.get_close_matches(str(name).lower(), _hyperparameters(), n=1, cutoff=0.85))
+
+
+@functools.cache
+def _hyperparameters() -> list[str]:
+    classes = [each for each in vars(torch.optim).values() if inspect.isclass(each)]
+    torchs = [each for each in classes if issubclass(each, torch.optim.Optimizer)]
+    asked = {name for each in torchs for name in inspect.signature(each).parameters}
+    ours = [each for each in vars(rules).values() if inspect.isclass(each) and issubclass(each, Rule)]
+    own = {name for each in ours for name in inspect.signature(each).parameters}
+    return sorted((asked | own | _SPELLED | _IDLE.keys()) - {"params", "defaults", "args", "kwargs"})
+
+
+def saved(rule: Rule, group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group with what torch's optimizer of that name needs to go on with it."""
+    # A sum without its initial value must not pass for one of torch's.
+    complete = not getattr(rule, "initial_accumulator_value", 0)
+    idle = {"weight_decay": 0} if complete and isinstance(rule, Adagrad | RMSprop) else {}
+    return {**group, **{name: value for name, value in idle.items() if name not in group}}
 
 
 def _is_idle(name: Any, rule: Rule, group: dict[str, Any]) -> bool:

@@ -34,6 +34,7 @@ class LimitedTable(EmbeddingTable):
     never catch up, so that no row is read with a lag here.
     """
 
+    _limit: Any = None
     written = False  # whether rows may be longer than the largest norm
     _seen = 0  # version of the parameter when they were not
 
@@ -42,9 +43,9 @@ class LimitedTable(EmbeddingTable):
         if self._limit is not None and version(parameter) != self._seen:
             self.written = True
 
-    def suspect(self) -> None:
+    def suspect(self, limit: Any = None) -> None:
         """Note that somebody may write to rows without telling torch, as through ``weight.data``."""
-        self.written = self._limit is not None
+        self.written = (limit or self._limit) is not None
 
     def settle(self, parameter: Any) -> None:
         """Shorten rows in place, all of them, if any may be too long."""

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _memory
 from .. import _validate as check
@@ -13,9 +12,8 @@ from ..rules import Rule
 from ..table import EmbeddingTable
 from . import _check
 from ._autograd import ANCHOR, merge_gradient, refuse_gradient
-from ._table import _TABLES, ParameterTable, memory_of, table_of
-
-_WATCHED: Any = WeakTensorKeyDictionary()  # parameters whose gradient a hook watches
+from ._table import ParameterTable, memory_of, released, table_of
+from ._weight import TABLES
 
 
 def new_weight(num_embeddings: Any, embedding_dim: Any, device: Any, dtype: Any) -> Any:
@@ -72,11 +70,27 @@ class TableModule(torch.nn.Module):
             table.notice(weight)
         return weight, table
 
+    def _settled(self) -> Any:
+        """Return the weight for a program that reads it as it lies: rows are up to date, and none is too long, now."""
+        parameter, table = self._bound  # what torch puts in place of the weight while it records has no memory
+        if parameter is not None:
+            table.flush()
+            table.settle(parameter)
+        return self._parameters["weight"]
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse what torch.jit.script cannot read."""
+        kind = "Embedding" if isinstance(self, torch.nn.Embedding) else "EmbeddingBag"
+        raise NotImplementedError(
+            "torch.jit.script cannot compile a table; use torch.export.export or torch.jit.trace, or put "
+            f"torch.nn.{kind}.from_pretrained(module.weight.detach()) in its place first"
+        )
+
     def _check_weight(self, weight: Any) -> None:
         """Refuse a weight that this module could not use in place of the one it has."""
         before = self._bound[1]
-        its = _TABLES.get(weight)
-        if its is not None:
+        its = TABLES.get(weight)
+        if its is not None and not self._supersedes(its, weight):
             self._check_shared(its)
             return
         array = memory_of(weight)
@@ -96,6 +110,12 @@ class TableModule(torch.nn.Module):
                 f"{before.optimizer} and {table.optimizer}"
             )
 
+    def _supersedes(self, table: ParameterTable, weight: Any) -> bool:
+        """Whether a table has nothing but the options of modules that are gone, or have another weight now."""
+        if self.fused or table.optimizer is not None or table._options == self._options():
+            return False
+        return not any(each is not self and each._parameters.get("weight") is weight for each in table.users)
+
     def register_parameter(self, name: str, param: Any) -> None:
         """Install a parameter, as ``module.weight = ...`` and ``load_state_dict(assign=True)`` do."""
         if name == "weight" and param is not None and "_bound" in self.__dict__ and self._bound[1] is not None:
@@ -109,6 +129,9 @@ class TableModule(torch.nn.Module):
                 "weight is no parameter of this module any more; a table cannot be parametrized or pruned"
             )
         table = table_of(weight)
+        if table is not None and self._supersedes(table, weight):
+            table.retire()
+            table = None
         if table is None and self.fused and self._bound[1] is not None:
             table = self._bound[1]  # its rule and state stay with the module
             table.follow(weight)
@@ -123,15 +146,20 @@ class TableModule(torch.nn.Module):
 
     def _watch(self, weight: Any) -> None:
         """Hook a parameter's gradient, once it can have one."""
-        if weight.requires_grad and weight.is_leaf and weight not in _WATCHED:
-            weight.register_post_accumulate_grad_hook(refuse_gradient if self.fused else merge_gradient)
-            _WATCHED[weight] = True
+        hook = refuse_gradient if self.fused else merge_gradient
+        if weight.requires_grad and weight.is_leaf and hook not in (weight._post_accumulate_grad_hooks or {}).values():
+            weight.register_post_accumulate_grad_hook(hook)
 
     def _leaf(self, weight: Any) -> Any:
         """Return what makes autograd come back for a gradient, or None if nothing is to be recorded."""
         if not (weight.requires_grad and torch.is_grad_enabled()):
             return None
         self._watch(weight)
+        if self.fused and getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None:
+            raise RuntimeError(
+                "a fused table cannot be trained in DistributedDataParallel: each process would step with its own "
+                "gradients; make the module without fused=True, and give it to sparsembed.torch.Optimizer"
+            )
         return ANCHOR if self.fused else weight
 
     @property
@@ -155,7 +183,10 @@ class TableModule(torch.nn.Module):
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
         if name == "weight" and self.__dict__.get("_bound", (None,))[0] is value:
-            table = self._current()[1]
+            try:
+                table = self._current()[1]
+            except (TypeError, ValueError):  # no table can lie in this memory; it is read in order to put that right
+                return value
             table.flush()
             table.suspect()
         return value
@@ -173,7 +204,8 @@ class TableModule(torch.nn.Module):
         _check.place(probe.device, "weight")
         _check.dtype(probe.dtype, "weight.dtype")
         table.flush()
-        super()._apply(fn, recurse)
+        with released(weight):
+            super()._apply(fn, recurse)
         self._current()
         return self
 
@@ -182,8 +214,10 @@ class TableModule(torch.nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
-        self._current()[1].flush()
-        super()._load_from_state_dict(*arguments)
+        weight, table = self._current()
+        table.flush()
+        with released(weight):
+            super()._load_from_state_dict(*arguments)
         weight, table = self._current()
         table.settle(weight)
 
@@ -201,4 +235,4 @@ class TableModule(torch.nn.Module):
         super().__setstate__(state)
         table = self._bind(self._parameters["weight"])
         if rule is not None and table.optimizer is None:
-            table.attach(rule, table.checked(rule, saved), table.owner)
+            table.train(rule, table.checked(rule, saved), table.owner)

@@ -40,6 +40,8 @@ class Optimizer(SavedOptimizer):
     `se.Adam`, `se.AdamW` and momentum that is what torch's dense optimizers do, too: they leave a parameter whose
     gradient is None alone.  Making another `Optimizer` for a table starts its state anew.
 
+    ``state[parameter]`` shows the step and the slots of a table, in its memory; ``state = {}`` starts all anew.
+
     Examples
     --------
     >>> import torch, sparsembed as se, sparsembed.torch
@@ -68,15 +70,12 @@ class Optimizer(SavedOptimizer):
         self._rule = rule
         self._rules: list[Rule] = []  # one for each group
         self._shown: list[dict[str, Any]] = []  # hyperparameters of each group when its rule was made
+        self._pending = {}
         waiting: list[Any] = []
         self._waiting = waiting
         super().__init__(params, _groups.shown(rule))
         del self._waiting
         self._attach(waiting)
-
-    def _attach(self, work: list[tuple[ParameterTable, Rule, dict[str, Any]]]) -> None:
-        for table, rule, state in work:
-            table.attach(rule, state, weakref.ref(self))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, whose tables start fresh.
@@ -144,7 +143,7 @@ class Optimizer(SavedOptimizer):
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
-            with torch.enable_grad():
+            with torch.enable_grad(), torch._C._EnableTorchFunction():  # it is not ours
                 loss = closure()
         work = []  # nothing is stepped before all has been checked
         for index, group in enumerate(self.param_groups):
@@ -198,16 +197,16 @@ class Optimizer(SavedOptimizer):
         """Return the table of a parameter, which must be this optimizer's."""
         table = trainable(parameter)
         if table.owner() is not self:
-            if parameter not in self.state:
+            if parameter not in self._pending:
                 raise RuntimeError(
                     "another Optimizer was made for this table since, and started its state anew; use that"
                 )
-            table.attach(rule, table.checked(rule, self.state[parameter]), weakref.ref(self))  # a copy's first step
-            del self.state[parameter]
+            table.train(rule, table.checked(rule, self._pending[parameter]), weakref.ref(self))  # a copy's first step
+            del self._pending[parameter]
         return table
 
     def flush(self) -> None:
-        """Bring every row up to date, for whoever reads parameters other than as `module.weight`."""
+        """Bring every row up to date, for whoever reads their memory by other ways than functions of torch."""
         for group, rule in zip(self.param_groups, self._rules, strict=True):
             for parameter in group["params"]:
                 self._table(parameter, rule).flush()

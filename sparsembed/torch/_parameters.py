@@ -87,7 +87,8 @@ def clip_grad_norm_(
     parameters : parameter or iterable of parameters
         Those without a gradient count nothing.
     max_norm, norm_type, error_if_nonfinite
-        As those of ``torch.nn.utils.clip_grad_norm_``, whose numbers these are for dense gradients.
+        As those of ``torch.nn.utils.clip_grad_norm_``, whose numbers these are for dense gradients, except where the
+        sum of powers overflows: torch then makes all gradients zero.
     foreach : bool, optional
         Accepted as by torch, where it picks one of two ways to the same numbers; here there is one.
 
@@ -131,21 +132,36 @@ def clip_grad_norm_(
         grad = parameter.grad
         if grad is not None and grad.is_sparse:
             if not grad.is_coalesced():
-                grad = parameter.grad = RowGradient.from_torch(grad).to_torch()
+                grad.data = RowGradient.from_torch(grad).to_torch()  # in the tensor that others may hold
             arrays.append(grad._values())
         elif grad is not None:
             arrays.append(grad)
     if not arrays:
         return torch.tensor(0.0)
-    norms = [torch.linalg.vector_norm(each, norm_type) for each in arrays]
-    device = norms[0].device
-    total = torch.linalg.vector_norm(torch.stack([each.to(device) for each in norms]), norm_type)
+    total = _norm(arrays, norm_type)
     if error_if_nonfinite and not torch.isfinite(total):
         raise RuntimeError(f"the norm of the gradients is {total}, expected a finite number")
     factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
     for each in arrays:
         each.mul_(factor.to(each.device))
     return total
+
+
+def _norm(arrays: list[Any], norm_type: float) -> torch.Tensor:
+    """Return the norm of all numbers in arrays, infinite only if they or the norm itself are."""
+    device = arrays[0].device
+    norms = [torch.linalg.vector_norm(each, norm_type).to(device) for each in arrays]
+    total = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    if torch.isfinite(total):
+        return total
+    # Squares overflow where their root does not: an infinite norm would make zeros of all gradients.
+    largest = torch.stack([each.abs().max().to(device).double() for each in arrays if each.numel()]).max()
+    if not torch.isfinite(largest):
+        return total
+    norms = [torch.linalg.vector_norm(each.double() / largest.to(each.device), norm_type).to(device) for each in arrays]
+    exact = largest * torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    rounded = exact.to(total.dtype)
+    return rounded if torch.isfinite(rounded) else exact
 
 
 def _listed(parameters: Any) -> list[Any]:

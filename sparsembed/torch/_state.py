@@ -9,7 +9,7 @@ import torch
 from .. import _validate as check
 from .._arrays import Array, as_array
 from .._options import Options
-from .._storage import _LAST_STEP
+from .._saved import check_slots, check_step
 from ..rules import Rule
 from . import _check
 
@@ -25,6 +25,7 @@ def checked(weight: Array, options: Options, rule: Rule, saved: Any) -> dict[str
     if {*saved} != {"step", *shapes}:
         raise KeyError(f"the state of a table with {rule} must be 'step' and {[*shapes]}, got {sorted(saved)}")
     slots = {name: _slot(saved[name], f"the state {name!r}", shapes[name], weight.dtype) for name in shapes}
+    check_slots(rule, slots, "the state")
     return {"step": _step(saved["step"], rule), **slots}
 
 
@@ -37,8 +38,7 @@ def _step(value: Any, rule: Rule) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     step = check.count(value, "the step of a state", least=0)
-    if rule.catch_up is not None and step > _LAST_STEP:
-        raise ValueError(f"the step of a state must be at most {_LAST_STEP} with {rule}, got {step}")
+    check_step(rule, step, "the step of a state")
     return step
 
 

@@ -1,4 +1,4 @@
-"""untraced: a function that torch.compile leaves a graph for, without loading the compiler."""
+"""untraced: a function that torch looks at from outside only: no compiler in it, no detour of a subclass."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def untraced(function: F) -> F:
     """Make a function that torch.compile calls rather than looks into.
 
-    ``torch.compiler.disable`` as a decorator would import the compiler with this package.
+    ``torch.compiler.disable`` as a decorator would import the compiler with this package.  Inside, a weight is a plain
+    tensor: the engine brings the rows that it uses up to date by itself.
     """
 
     @functools.wraps(function)
@@ -21,6 +22,7 @@ def untraced(function: F) -> F:
             from ._graph_break import outside
 
             return outside(function, *arguments)
-        return function(*arguments)
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*arguments)
 
     return call  # type: ignore[return-value]

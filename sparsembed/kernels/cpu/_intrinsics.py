@@ -207,7 +207,7 @@ if config.DISABLE_JIT:
         return lanes[0]
 
     def tuple_at(array, i, like):
-        return type(like)(*array[i])
+        return type(like)(*array[i, : len(like)])  # rows may be padded
 
     def _as_float(value):
         return np.float32(value.view(np.float16)) if value.dtype == np.uint16 else value

@@ -5,16 +5,18 @@ import platform
 import time
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from ..._jit import inline
-from ..._threads import DONE, MEMBERS, NEXT
+from ..._threads import BEGUN, DONE, MEMBERS, NEXT, SLOTS, WRONG
 
 _I32 = ir.IntType(32)
 _SPINS = 1000  # a guess: longer than a block that is nearly done, shorter than a turn of the scheduler
+_PATIENCE = 50_000  # turns, some 20 ms: a caller that has not begun by then was interrupted, or has lost its core
 
 
 @intrinsic
@@ -59,6 +61,45 @@ if config.DISABLE_JIT:
 
 
 @inline
+def enter(claims):
+    """Begin the work, if this is the caller, or wait until it has begun; return whether there is any.
+
+    Nothing that the caller's thread does in Python, such as being interrupted, can stand between the first block and
+    the last: it begins here, and waits in `leave`.  A helper, whose claims are one number shorter, leaves without
+    having touched anything if the caller does not come.
+    """
+    if claims.shape[0] == SLOTS:
+        claims[BEGUN] = 1
+        return True
+    turns = 0
+    while _add_to(claims, BEGUN, 0) == 0:
+        turns += 1
+        if turns > _PATIENCE:
+            return False
+        _rest(turns)
+    return True
+
+
+@inline
+def leave(claims, num_blocks):
+    """Wait until every block is written, if this is the caller; return whether it is."""
+    if claims.shape[0] == SLOTS:
+        wait(claims, num_blocks)
+        return True
+    return False
+
+
+@inline
+def within(i, num_rows, claims):
+    """Return id i as a row to read: 0, and a note of it, if somebody has changed it since it was checked."""
+    r = np.uintp(i)
+    if r >= np.uintp(num_rows):
+        claims[WRONG] = 1
+        return np.uintp(0)
+    return r
+
+
+@inline
 def claim(claims):
     """Return the next block that no thread has taken."""
     return _add_to(claims, NEXT, 1)
@@ -66,8 +107,8 @@ def claim(claims):
 
 @inline
 def finish(claims):
-    """Report one block as written; return how many are."""
-    return _add_to(claims, DONE, 1) + 1
+    """Report one block as written."""
+    _add_to(claims, DONE, 1)
 
 
 @inline

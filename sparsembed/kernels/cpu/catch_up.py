@@ -13,8 +13,9 @@ import numpy as np
 from ..._jit import inline, kernel
 from ...rules._dispatch import catch_up, gap, is_guarded, is_unsettled, load, step, store
 from ._intrinsics import prefetch, row_address, tuple_at
-from ._sharing import claim, finish, join
+from ._sharing import claim, enter, finish, join, leave
 
+STEP, BASE, STARTS = 0, 1, 2  # of `steps`: taken; up to which every row was up to date; how often that was so
 AHEAD, AHEAD_DEFERRED = 32, 10  # rows to prefetch; with state, each takes three times as many cache lines
 
 
@@ -83,9 +84,18 @@ def _replay_row(weight, state, r, member, lag, hp):
             store(slots, member, c, s, hp)
 
 
+@inline
+def restart(steps, step):
+    """Note that every row is up to date at a step: a history starts there, and none from before counts any more."""
+    steps[BASE] = step
+    steps[STARTS] += 1
+
+
 @kernel
-def flush_rows(claims, num_blocks, block_size, weight, state, lag, hp):
-    """Bring every row of the table up to date, in place."""
+def flush_rows(claims, num_blocks, block_size, weight, state, steps, lag, hp):
+    """Bring every row of the table up to date, in place, and note in `steps` that a history starts there."""
+    if not enter(claims):
+        return
     last, where, rows, slots = lag[0], lag[1], lag[7], lag[8]
     now = where[0] + where[1]
     member = join(claims)
@@ -100,3 +110,5 @@ def flush_rows(claims, num_blocks, block_size, weight, state, lag, hp):
                 last[r] = now
         finish(claims)
         block = claim(claims)
+    if leave(claims, num_blocks):  # here, so that no interrupt can come between the rows and the note
+        restart(steps, now)

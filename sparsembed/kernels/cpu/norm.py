@@ -11,7 +11,7 @@ import numpy as np
 
 from ..._jit import inline, kernel
 from ._intrinsics import element, lane_sum
-from ._sharing import claim, finish, join
+from ._sharing import claim, enter, finish, join, leave
 from .segment import dot
 
 _SMALL = 2.0**-900  # sums of squares from here on have lost nothing to underflow
@@ -53,6 +53,8 @@ def clip_row(array, r, limit, member):
 @kernel
 def clip_rows(claims, num_blocks, block_size, array, limit):
     """Scale down every row of an array whose norm is too large, in place."""
+    if not enter(claims):
+        return
     member = join(claims)
     block = claim(claims)
     while block < num_blocks:
@@ -60,3 +62,4 @@ def clip_rows(claims, num_blocks, block_size, array, limit):
             clip_row(array, np.uintp(r), limit, member)
         finish(claims)
         block = claim(claims)
+    leave(claims, num_blocks)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..._jit import inline, kernel
 from ._intrinsics import clear, element, row_address
-from ._sharing import claim, finish, join
+from ._sharing import claim, enter, finish, join, leave, within
 from ._vectors import NARROW, WIDE, add, divide, fetch, load, multiply, narrow, save, wide
 from .catch_up import AHEAD, AHEAD_DEFERRED, catch_up_row, prefetch_row
 from .segment import dot
@@ -47,14 +47,15 @@ def _read(weight, r, member, deferred):
 
 
 @inline
-def _add_rows(total, weight, ids, first, last, weights, padding, lines, member, deferred):
+def _add_rows(total, weight, bag, weights, lines, member, deferred):
     """Add the rows of one bag in order, in memory: for rows that catch up, or whose numbers are apart."""
+    ids, first, last, padding, claims = bag
     reach = AHEAD if deferred is None else AHEAD_DEFERRED
     for p in range(first, last):
         if p + reach < ids.shape[0]:
             prefetch_row(weight, ids[p + reach], lines, deferred)
         if ids[p] != padding:
-            array, row = _read(weight, np.uintp(ids[p]), member, deferred)
+            array, row = _read(weight, within(ids[p], weight.shape[0], claims), member, deferred)
             factor = _factor(weights, p, total)
             for c in range(total.shape[0]):
                 total[c] += factor * element(array, row, c)
@@ -63,14 +64,15 @@ def _add_rows(total, weight, ids, first, last, weights, padding, lines, member, 
 @inline
 def _pool_columns(total, rest, c, weight, bag, weights, divisor, out, b):
     """Pool as many columns as `total` is wide, or `rest` of them, from column c on, in registers."""
-    ids, first, last, padding = bag
+    ids, first, last, padding, claims = bag
     start, stride = row_address(weight, 0) + c * weight.itemsize, weight.strides[0]
     size, ahead = np.uintp(ids.shape[0]), np.uintp(AHEAD)
     for p in range(np.uintp(first), np.uintp(last)):  # unsigned: an index that may be negative costs a test
         if p + ahead < size:
             fetch(start + np.int64(ids[p + ahead]) * stride, total)
         if ids[p] != padding:
-            part = load(weight, start + np.int64(ids[p]) * stride, total, rest)
+            r = np.int64(within(ids[p], weight.shape[0], claims))
+            part = load(weight, start + r * stride, total, rest)
             if weights is not None:
                 part = multiply(part, weights[p])
             total = add(total, part)
@@ -84,6 +86,8 @@ def pool_rows(
     claims, num_blocks, block_size, weight, ids, offsets, weights, mode, padding, lines, scratch, deferred, out
 ):
     """Write the sum, mean or sqrtn of each bag's rows to `out` (num_bags, dim)."""
+    if not enter(claims):
+        return
     member, dim = join(claims), out.shape[1]
     total, width = scratch[member], WIDE // out.itemsize
     rest = dim % width
@@ -93,8 +97,8 @@ def pool_rows(
         for b in range(block * block_size, min((block + 1) * block_size, out.shape[0])):
             first, last = np.int64(offsets[b]), np.int64(offsets[b + 1])
             divisor = total.dtype.type(_divisor(ids, first, last, weights, mode, padding))
+            bag = (ids, first, last, padding, claims)
             if together and divisor != 0:
-                bag = (ids, first, last, padding)
                 for c in range(0, dim - width + 1, width):
                     _pool_columns(wide(out), None, c, weight, bag, weights, divisor, out, b)
                 if rest > NARROW // out.itemsize:
@@ -104,11 +108,12 @@ def pool_rows(
                 continue
             clear(total)
             if divisor != 0:
-                _add_rows(total, weight, ids, first, last, weights, padding, lines, member, deferred)
+                _add_rows(total, weight, bag, weights, lines, member, deferred)
             for c in range(dim):
                 out[b, c] = total[c] / divisor if divisor != 0 else 0
         finish(claims)
         block = claim(claims)
+    leave(claims, num_blocks)
 
 
 @kernel
@@ -117,6 +122,8 @@ def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, defe
 
     Ties go to the first occurrence; a NaN wins over every number.
     """
+    if not enter(claims):
+        return
     member = join(claims)
     block = claim(claims)
     while block < num_blocks:
@@ -127,7 +134,7 @@ def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, defe
             for p in range(np.int64(offsets[b]), np.int64(offsets[b + 1])):
                 if ids[p] == padding:
                     continue
-                array, r = _read(weight, np.uintp(ids[p]), member, deferred)
+                array, r = _read(weight, within(ids[p], weight.shape[0], claims), member, deferred)
                 for c in range(out.shape[1]):
                     value, best = element(array, r, c), out[b, c]
                     if empty or (best == best and (value > best or value != value)):
@@ -135,6 +142,7 @@ def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, defe
                 empty = False
         finish(claims)
         block = claim(claims)
+    leave(claims, num_blocks)
 
 
 @kernel
@@ -169,6 +177,8 @@ def weights_gradient(
     With x_p the row, S the divisor and dot_p = <grad, x_p>: sum dot_p; mean
     (dot_p - sum_q w_q dot_q / S) / S; sqrtn (dot_p - w_p sum_q w_q dot_q / S^2) / S.
     """
+    if not enter(claims):
+        return
     terms = scratch[join(claims)]
     block = claim(claims)
     while block < num_blocks:
@@ -182,7 +192,7 @@ def weights_gradient(
                     continue
                 if p + AHEAD < ids.shape[0]:
                     prefetch_row(weight, ids[p + AHEAD], lines, None)
-                product = dot(grad, b, weight, np.uintp(ids[p]), terms)
+                product = dot(grad, b, weight, within(ids[p], weight.shape[0], claims), terms)
                 out[p] = product
                 pooled += product if weights is None else np.float64(weights[p]) * product
             for p in range(first, last):
@@ -193,3 +203,4 @@ def weights_gradient(
                 out[p] = (np.float64(out[p]) - share) / divisor
         finish(claims)
         block = claim(claims)
+    leave(claims, num_blocks)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..._jit import inline, kernel
 from ._intrinsics import clear, copy, element, lane_sum, prefetch, row_address, row_at
-from ._sharing import claim, finish, join
+from ._sharing import claim, enter, finish, join, leave
 from ._vectors import NARROW, WIDE, add, load, multiply, narrow, save, wide
 from ._vectors import fetch as fetch_lines
 
@@ -47,8 +47,9 @@ def _add(total, grad, i, bag, coefs, winners):
                 total[c] += grad[c]
     elif coefs is not None:
         coef = coefs[i]
-        for c in range(total.shape[0]):
-            total[c] += coef * grad[c]
+        if coef != 0:  # no gradient: 0 * NaN is one
+            for c in range(total.shape[0]):
+                total[c] += coef * grad[c]
     else:
         for c in range(total.shape[0]):
             total[c] += grad[c]
@@ -83,7 +84,10 @@ def _sum_columns(lanes, rest, c, total, order, first, last, sources, coefs, ahea
             fetch_lines(start + np.int64(order[p + ahead]) * stride, lanes)
         part = load(total, start + np.int64(order[p]) * stride, lanes, rest)
         if coefs is not None:
-            part = multiply(part, coefs[order[p]])
+            coef = coefs[order[p]]
+            if coef == 0:  # no gradient: 0 * NaN is one
+                continue
+            part = multiply(part, coef)
         lanes = add(lanes, part)
     save(row_address(total, 0) + c * total.itemsize, lanes, rest)
 
@@ -139,6 +143,8 @@ def sum_hot(claims, num_blocks, order, offsets, grads, hot, fetch):
     Chunks are counted from the start of their segment, so that a row's sum depends on its own
     occurrences alone.
     """
+    if not enter(claims):
+        return
     sources, bags, coefs, winners, _ = grads
     hot_segments, hot_offsets, partials = hot
     block = claim(claims)
@@ -151,11 +157,14 @@ def sum_hot(claims, num_blocks, order, offsets, grads, hot, fetch):
         _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch)
         finish(claims)
         block = claim(claims)
+    leave(claims, num_blocks)
 
 
 @kernel
 def segment_sum(claims, num_blocks, block_size, order, offsets, grads, hot, fetch, values):
     """Write the gradient sum of every segment to its row of `values` (k, dim)."""
+    if not enter(claims):
+        return
     row_bytes = values.shape[1] * values.itemsize
     block = claim(claims)
     while block < num_blocks:
@@ -166,11 +175,14 @@ def segment_sum(claims, num_blocks, block_size, order, offsets, grads, hot, fetc
                 copy(row_address(total, 0), found, row_bytes)
         finish(claims)
         block = claim(claims)
+    leave(claims, num_blocks)
 
 
 @kernel
 def row_squares(claims, num_blocks, block_size, values, scratch, sums):
     """Set ``sums[r]`` to the sum of squares of row r, in float64."""
+    if not enter(claims):
+        return
     terms = scratch[join(claims)]
     block = claim(claims)
     while block < num_blocks:
@@ -178,3 +190,4 @@ def row_squares(claims, num_blocks, block_size, values, scratch, sums):
             sums[r] = dot(values, r, values, r, terms)
         finish(claims)
         block = claim(claims)
+    leave(claims, num_blocks)

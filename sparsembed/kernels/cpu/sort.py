@@ -9,7 +9,7 @@ import numpy as np
 
 from ..._jit import inline, kernel
 from ._intrinsics import clear
-from ._sharing import claim, finish, wait
+from ._sharing import claim, enter, finish, leave, wait
 
 
 @kernel
@@ -141,9 +141,11 @@ def sort_ids(
     An occurrence's label, which `order` holds, is its position, or its bag if `bag_offsets` is not None;
     `radix` = (bits of a label, digits of an id to sort by, bits of a digit), no digit for insertion; `keys` and
     `spare` (n,) uint64, of which `order` and `offsets` may share the memory of the one that the sorted keys do
-    not end up in; `counts` and `places` (blocks, 2 ** width) of zeros; `phases` (2 + 2 * digits, 24) of zeros;
+    not end up in; `counts` and `places` (blocks, 2 ** width) of zeros; `phases` (2 + 2 * digits, SLOTS) of zeros;
     `found` (blocks, 3): whether a block has ids out of range, its rows, its segments longer than `longer`.
     """
+    if not enter(claims):
+        return
     n = ids.shape[0]
     shift, digits, width = radix
     mask = np.uint64((1 << width) - 1)
@@ -200,6 +202,7 @@ def sort_ids(
             found[block, 2] = _write_segments(keys, first, last, shift, k, rows, order, offsets, longer)
         finish(claims)
         block = claim(claims)
+    leave(claims, num_blocks)
 
 
 @kernel

@@ -17,8 +17,8 @@ from ...rules._dispatch import (
     store_row,
 )
 from ._intrinsics import lane_sum, prefetch, row_address, row_at
-from ._sharing import claim, finish, join
-from .catch_up import catch_up_row
+from ._sharing import claim, enter, finish, join, leave
+from .catch_up import STEP, catch_up_row
 from .norm import clip_row
 from .segment import sum_segment
 
@@ -74,10 +74,12 @@ def update_rows(
 ):
     """Update every row of `segments` = (rows, order, offsets) except `skip`.
 
-    steps (1,) counts updates; weight (num_rows, dim); state (num_rows, slots, dim); row_state
+    steps (3,) counts updates; weight (num_rows, dim); state (num_rows, slots, dim); row_state
     (num_rows, row_slots); scratch (threads, 3 * padded) of zeros, where padded is dim, rounded up
     to a multiple of 16; `lag` as in `catch_up`, and `limit` as in `norm`, or None.
     """
+    if not enter(claims):
+        return
     rows, order, offsets = segments
     ahead, lines, state_lines, _, _ = fetch
     member, dim = join(claims), weight.shape[1]
@@ -99,6 +101,7 @@ def update_rows(
                 _update_row(weight, state, row_state, r, row_at(found, dim, total), terms, others, member, lag, hp)
                 if limit is not None:
                     clip_row(weight, r, limit, member)
-        if finish(claims) == num_blocks:
-            steps[0] += 1  # here, so that no interrupt can come between the rows and the step
+        finish(claims)
         block = claim(claims)
+    if leave(claims, num_blocks):
+        steps[STEP] += 1  # here, so that no interrupt can come between the rows and the step

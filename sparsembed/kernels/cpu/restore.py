@@ -1,0 +1,48 @@
+"""Write saved weights and state into a table: all of it, or nothing."""
+
+import numpy as np
+
+from ..._jit import inline, kernel
+from ._intrinsics import copy
+from ._sharing import claim, enter, finish, leave
+from .catch_up import STEP, restart
+
+
+@inline
+def _copy_row(job, r):
+    """Copy row r from one matrix to another, number by number where either has its numbers apart."""
+    to, since = job[0] + r * job[1], job[3] + r * job[4]
+    columns, size = job[6], job[7]
+    if job[2] == size and job[5] == size:
+        copy(to, since, columns * size)
+    else:
+        for c in range(columns):
+            copy(to + c * job[2], since + c * job[5], size)
+
+
+@kernel
+def restore_rows(claims, num_blocks, block_size, jobs, weight, padding, last, steps, step):
+    """Copy matrices of num_rows rows, and put a table at a step at which every row is up to date.
+
+    `jobs` (matrices, 8): address, bytes from row to row and from column to column of what is written; the same of
+    what is read; columns; bytes of a number.  weight (num_rows, dim): its row `padding`, unless -1, becomes zero;
+    last (num_rows or 0,), steps (3,) as in `catch_up`.
+    """
+    if not enter(claims):
+        return
+    block = claim(claims)
+    while block < num_blocks:
+        first, end = block * block_size, min((block + 1) * block_size, weight.shape[0])
+        for j in range(jobs.shape[0]):
+            for r in range(first, end):
+                _copy_row(jobs[j], np.int64(r))
+        if first <= padding < end:
+            for c in range(weight.shape[1]):
+                weight[padding, c] = 0
+        for r in range(first, min(end, last.shape[0])):
+            last[r] = step
+        finish(claims)
+        block = claim(claims)
+    if leave(claims, num_blocks):  # here, so that no interrupt can come between the rows and the step
+        steps[STEP] = step
+        restart(steps, step)
