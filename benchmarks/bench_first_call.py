@@ -36,7 +36,7 @@ class WarmCache:
 
     params = [list(PROGRAMS)]
     param_names = ["program"]
-    number, rounds, repeat, warmup_time, timeout = 1, 1, 5, 0, 300
+    number, rounds, repeat, warmup_time = 1, 1, 5, 0
 
     def setup(self, program: str) -> None:
         if not hasattr(self, "folder"):
@@ -50,7 +50,7 @@ class WarmCache:
 class ColdCache:
     """The first process ever: everything is compiled."""
 
-    number, rounds, repeat, warmup_time, timeout = 1, 1, 1, 0, 600
+    number, rounds, repeat, warmup_time = 1, 1, 1, 0
 
     def setup(self) -> None:
         self.folder = tempfile.TemporaryDirectory()

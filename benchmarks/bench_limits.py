@@ -45,7 +45,6 @@ LINES = {f"{work.name}: {work.build.__name__}": work for work in peers.WORKS if 
 class Peers:
     """Time of the fastest way of a peer over ours, in turns; results are compared first."""
 
-    timeout = 300
     params = [list(LINES), ["uniform", "production"]]
     param_names = ["line", "ids"]
 

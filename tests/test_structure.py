@@ -13,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from patience import HANGS
 
 import sparsembed as se
@@ -386,6 +387,12 @@ BOUNDS = "|".join(
         r"_later\(\d",
     )
 )
+
+
+def test_drawing_examples_may_take_any_time():
+    """A machine that is stopped for a while meanwhile says nothing about what is drawn."""
+    assert settings.default.deadline is None
+    assert HealthCheck.too_slow in settings.default.suppress_health_check
 
 
 def test_no_test_has_a_bound_on_time_of_its_own():
