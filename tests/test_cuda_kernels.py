@@ -495,6 +495,8 @@ def kernels():
         "find_hot",
         "count_up",
         "fill",
+        "move_records",
+        "forget_call",
     )
 
 
