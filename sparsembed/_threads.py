@@ -149,7 +149,8 @@ def _started() -> bool:
     try:
         worker.start()
     except BaseException as error:
-        del _workers[worker]
+        if worker.ident is None:  # it does not run, or not yet: then it notes itself
+            _workers.pop(worker, None)
         if isinstance(error, RuntimeError | MemoryError):
             return False
         raise
