@@ -492,6 +492,8 @@ def kernels():
         "count_heads",
         "place_heads",
         "write_segments",
+        "move_records",
+        "forget_call",
         "find_hot",
         "count_up",
         "fill",

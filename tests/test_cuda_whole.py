@@ -4,6 +4,7 @@ import _thread
 import contextlib
 import copy
 import pickle
+import signal
 import threading
 import types
 
@@ -158,7 +159,16 @@ def test_what_was_not_copied_of_a_history_is_copied_later():
         assert (queue.download(each)[:11] == 10).all()
 
 
-def test_an_interrupt_among_the_launches_of_a_step_comes_after_them(monkeypatch, gpus):
+@pytest.fixture
+def interruptible():
+    """A shell may have started the tests with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_among_the_launches_of_a_step_comes_after_them(monkeypatch):
     """Python looks for signals between its own instructions: among the launches there are none."""
     t, started = table(se.SGD(0.1), max_norm=1.0), []
     ready = simulator.Queue.ready
