@@ -42,8 +42,17 @@ class Interrupted(KeyboardInterrupt):
     """What the timer raises."""
 
 
+_armed: list[bool] = []  # filled while a call may be interrupted: a signal may arrive when its timer has been stopped
+
+
 def interrupt(*_: Any) -> None:
-    raise Interrupted
+    if _armed:
+        raise Interrupted
+
+
+def disarm() -> None:
+    _armed.clear()
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def held(table: se.EmbeddingTable) -> bytes:
@@ -92,12 +101,12 @@ def attempt(call: Any, table: se.EmbeddingTable, hertz: float) -> bool:
     """
     try:
         try:
+            _armed.append(True)
             signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 5e-4), 1 / hertz)
             call(table)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            disarm()
     except Interrupted:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         return True
     return False
 
@@ -125,7 +134,7 @@ def run(rule: se.rules.Rule, seconds: float, hertz: float = 1000.0, seed: int = 
                 ended = attempt(work[name], table, hertz)
             except Interrupted:  # in `attempt` itself, behind the call
                 ended = True
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            disarm()
             now = held(table)
             work[name](twin)
             new = held(twin)
@@ -146,7 +155,7 @@ def run(rule: se.rules.Rule, seconds: float, hertz: float = 1000.0, seed: int = 
             if not wrong and not (table.lookup(np.arange(ROWS)) == twin.lookup(np.arange(ROWS))).all():
                 wrong.append(f"{name}: rows are read otherwise")
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        disarm()
         signal.signal(signal.SIGALRM, before)
     return {
         "calls": {k: dict(zip(("made", "interrupted", "happened"), v, strict=True)) for k, v in made.items()},

@@ -497,8 +497,6 @@ def kernels():
         "find_hot",
         "count_up",
         "fill",
-        "move_records",
-        "forget_call",
     )
 
 
