@@ -31,8 +31,9 @@ def check_next(rule: Rule | None, step: int) -> None:
 def check_slots(rule: Rule | None, slots: Mapping[str, Array], name: str) -> None:
     """Refuse sums of squares below zero, whose roots are NaN."""
     for slot in () if rule is None else rule.squares:
-        if (found := slots[slot]).size and found.min() < 0:
-            where = tuple(int(i) for i in np.unravel_index(int(found.argmin()), found.shape))
+        found = slots[slot]
+        if (found < 0).any():  # beside NaN, too
+            where = tuple(int(i) for i in np.argwhere(found < 0)[0])
             raise ValueError(
                 f"{name}[{slot!r}] sums squares, so it must not be negative, got {found[where]} at {list(where)}; "
                 "the state is damaged, or that of another optimizer"

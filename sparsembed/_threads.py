@@ -158,7 +158,7 @@ def _started() -> bool:
 
 
 def uninterrupted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function that Ctrl-C interrupts only at its end.
+    """Make a function that signals interrupt only at its end: Ctrl-C, alarms, whatever has a handler in Python.
 
     Numba that is interrupted while it compiles, or loads what it compiled, does neither any more in this process: all
     first uses then raise "RuntimeError: generator raised StopIteration".
@@ -166,19 +166,35 @@ def uninterrupted(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        handler = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        if threading.current_thread() is not threading.main_thread():
             return function(*arguments)
-        came: list[Any] = []
+        handlers = {int(number): signal.getsignal(number) for number in signal.valid_signals()}
+        held: dict[int, Any] = {number: handler for number, handler in handlers.items() if callable(handler)}
+        came: dict[int, Any] = {}
         try:
-            signal.signal(signal.SIGINT, lambda *signal_and_frame: came.append(signal_and_frame))
+            for number in held:
+                signal.signal(number, came.setdefault)
             return function(*arguments)
         finally:
-            signal.signal(signal.SIGINT, handler)
-            if came:
-                handler(*came[0])
+            error = _restored(held)
+            for number, frame in came.items():
+                held[number](number, frame)
+            if error is not None:
+                raise error
 
     return call
+
+
+def _restored(handlers: dict[int, Any]) -> BaseException | None:
+    """Put handlers of signals back, all of them, also while some raise; returns what was raised first."""
+    first: BaseException | None = None
+    for number, handler in handlers.items():
+        while signal.getsignal(number) is not handler:
+            try:
+                signal.signal(number, handler)
+            except BaseException as error:
+                first = first or error
+    return first
 
 
 def _after_fork() -> None:

@@ -87,12 +87,8 @@ def ndarray(value: Any, name: str) -> Array:
     if isinstance(value, list | tuple):
         raise TypeError(f"{name} is written to in place, so it must be an array, got a {type(value).__name__}")
     array = as_array(value, name)
-    if (
-        not isinstance(value, np.ndarray)
-        and array.ndim
-        and array.size
-        and _address(array) != _address(as_array(value, name))
-    ):
+    own = isinstance(value, np.ndarray) or not array.size or (array.ndim == 0 and array.dtype.kind != "f")
+    if not own and _address(array) != _address(as_array(value, name)):
         # Two views of one memory lie at one address; two copies that are both alive do not.
         raise TypeError(
             f"{name} is written to in place, but a {type(value).__name__} hands out copies of its memory; pass the "
@@ -172,9 +168,14 @@ def in_range(flat: Array, num_rows: int, name: str, shape: tuple[int, ...]) -> N
     """Refuse ids outside [0, num_rows), naming the first."""
     position = first_outside(flat, num_rows)
     if position >= 0:
+        if 0 <= (found := int(flat[position])) < num_rows:
+            raise IndexError(
+                f"{name} were changed by another thread while they were checked, and some were out of range; leave "
+                "them as they are until the call returns, or pass a copy"
+            )
         where = ", ".join(str(index) for index in np.unravel_index(position, shape)) if shape else "()"
         raise IndexError(
-            f"{name}[{where}] is {flat[position]}, expected 0 <= id < {num_rows} (num_rows); "
+            f"{name}[{where}] is {found}, expected 0 <= id < {num_rows} (num_rows); "
             "correct the id, or use a larger table"
         )
 

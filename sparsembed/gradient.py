@@ -285,7 +285,8 @@ def _once(dense: Any) -> list[Array]:
 
 def _place(array: Array) -> tuple[Any, ...]:
     """Where an array lies: equal for two views of the same numbers."""
-    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.char
+    how = (array.size,) if array.flags.c_contiguous else (array.shape, array.strides)
+    return array.__array_interface__["data"][0], *how, array.dtype.char
 
 
 def _factor(factor: float, array: Array) -> Any:

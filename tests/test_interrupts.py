@@ -79,9 +79,7 @@ def other_state(rule):
 
 def changed(rule):
     """A rule in which more than the learning rate is another, so that every row catches up first."""
-    name, value = {"Adam": ("eps", 0.1), "SparseAdam": ("eps", 0.1)}.get(type(rule).__name__, ("lr", 0.2))
-    if rule.catch_up is not None and name == "lr":
-        name, value = ("weight_decay", 0.3) if hasattr(rule, "weight_decay") else ("alpha", 0.5)
+    name, value = ("betas", (0.5, 0.6)) if hasattr(rule, "betas") else ("momentum", 0.8)
     return dataclasses.replace(rule, **{name: value})
 
 

@@ -131,6 +131,9 @@ def test_negative_sums_of_squares_are_refused(rule):
     after = table.state_dict()
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value)
+    saved[SQUARES[rule]][0] = np.nan
+    with pytest.raises(ValueError, match="must not be negative"):  # beside NaN, too
+        table.load_state_dict(saved)
     saved[SQUARES[rule]][1] = np.nan  # a run that has diverged can be looked at
     table.load_state_dict(saved)
 

@@ -1,6 +1,7 @@
 """Nothing is lost without a word: what cannot be written to, what has another byte order, what is listed twice."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import math
@@ -132,6 +133,15 @@ def test_a_gradient_that_is_listed_twice_counts_once_and_is_scaled_once():
     assert se.clip_by_global_norm([gradient, gradient], 1.0, dense=listed) == 5
     np.testing.assert_allclose(gradient.values, 0.6)
     np.testing.assert_allclose(dense, 0.8)
+
+
+@pytest.mark.parametrize("value", [4.0, np.float64(4.0), Detached(np.array(4.0))])
+def test_numbers_in_dense_are_refused(value):
+    with pytest.raises(TypeError, match=r"dense\[0\] is written to in place"):
+        se.clip_by_global_norm([], 1.0, dense=[value])
+    one = np.array(4.0)
+    assert se.clip_by_global_norm([], 1.0, dense=[one, one.reshape(1)]) == 4
+    np.testing.assert_allclose(one, 1)
 
 
 def test_dense_gradients_that_share_some_of_their_memory_are_refused():
@@ -276,11 +286,13 @@ def test_a_schedule_that_ends_below_zero_says_what_to_do():
 def test_a_rate_that_the_dtype_rounds_to_zero_is_refused_where_it_divides():
     for dtype, fits in ((np.float32, False), (np.float64, True)):
         table = se.EmbeddingTable.from_array(np.ones((2, 1), dtype), se.FTRL(lr=1e-46))
+        with pytest.raises(ValueError, match="its reciprocal a number"):
+            dataclasses.replace(se.FTRL(), lr=1e-44 if not fits else 1e-320).scalars(1, np.dtype(dtype))
         if fits:
             table.update([0], np.ones((1, 1)))
             assert table.step == 1
         else:
-            with pytest.raises(ValueError, match="greater than zero in float32, got 1e-46 at step 1"):
+            with pytest.raises(ValueError, match=r"greater than zero in float32, .* got 1e-46 at step 1"):
                 table.update([0], np.ones((1, 1)))
             assert (table.step, table.weight[0, 0]) == (0, 1)
 

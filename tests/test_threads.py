@@ -533,6 +533,37 @@ print(t.step, (t.weight == 1 - 0.5 * 5).all(), helpers() <= {room})
     assert python(tmp_path, script, NUMBA_NUM_THREADS="4") == ["6", "True", "True"]
 
 
+def test_an_alarm_while_kernels_are_loaded_breaks_nothing(tmp_path):
+    """Whatever a handler raises comes when Numba is done."""
+    script = """
+class Alarm(Exception):
+    pass
+
+def alarm(*_):
+    if armed:
+        raise Alarm
+
+armed, seen = False, 0
+signal.signal(signal.SIGALRM, alarm)
+for rule in (se.RMSprop(0.1), se.SGD(0.1)):
+    t = se.EmbeddingTable.from_array(np.zeros((4, 4)), rule)
+    for attempt in range(50):
+        try:
+            armed = True
+            signal.setitimer(signal.ITIMER_REAL, 0.001 * (attempt % 7 + 1), 0.0002)
+            t.update([1], np.ones((1, 4)))
+        except Alarm:
+            seen += 1
+        finally:
+            armed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    t.update([1], np.ones((1, 4)))
+assert signal.getsignal(signal.SIGALRM) is alarm
+print(seen > 0)
+"""
+    assert python(tmp_path, script) == ["True"]
+
+
 def test_ctrl_c_while_a_kernel_is_compiled_comes_when_it_is(tmp_path):
     """Numba that is interrupted in the middle cannot compile any more in that process."""
     script = """

@@ -81,8 +81,11 @@ class FTRL(Rule):
 
     def cast(self, values: tuple[float, ...], step: int, dtype: np.dtype[Any]) -> Any:
         hyper = super().cast(values, step, dtype)
-        if hyper.lr == 0:
-            raise ValueError(f"FTRL(lr=...) must be greater than zero in {dtype}, got {values[0]} at step {step}")
+        if hyper.lr == 0 or 1 / float(hyper.lr) > float(np.finfo(dtype).max):
+            raise ValueError(
+                f"FTRL(lr=...) must be greater than zero in {dtype}, and its reciprocal a number, got {values[0]} at "
+                f"step {step}"
+            )
         return hyper
 
     @staticmethod

@@ -13,12 +13,16 @@ _NEW: Any = torch.nn.Parameter.__new__.__code__
 TABLES: Any = WeakTensorKeyDictionary()
 
 _Tensor = torch.Tensor
-_FIELDS = "grad requires_grad shape dtype device layout is_leaf grad_fn ndim is_sparse is_meta _version _backward_hooks"
+_FIELDS = (
+    "grad requires_grad shape dtype device layout is_leaf grad_fn ndim is_sparse is_meta _version _backward_hooks "
+    "is_cuda is_cpu is_quantized nbytes itemsize retains_grad name"
+)
 # What neither reads nor writes numbers: asked in every training loop, which must not pass over the whole table.
 _ABOUT = {
     *(getattr(_Tensor, name).__get__ for name in _FIELDS.split()),
     *(getattr(_Tensor, name).__set__ for name in ("grad", "requires_grad", "_backward_hooks")),
     *(_Tensor.size, _Tensor.dim, _Tensor.numel, _Tensor.stride, _Tensor.is_contiguous, _Tensor.__len__),
+    *(_Tensor.is_complex, _Tensor.get_device, _Tensor.element_size, _Tensor.is_shared, _Tensor.storage_offset),
     *(_Tensor.data_ptr, _Tensor.is_inference, _Tensor.is_floating_point, torch.is_floating_point),
     *(_Tensor.requires_grad_, _Tensor.register_hook, _Tensor.register_post_accumulate_grad_hook),
 }
