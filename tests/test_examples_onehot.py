@@ -195,8 +195,9 @@ def test_memory_grows_with_the_vocabulary_except_for_the_engine(inside):
         }
     assert memory[16384]["dense"] > 30 * memory[256]["dense"]
     assert memory[16384]["sparse"] > 10 * memory[256]["sparse"]
+    # The peak differs from call to call whatever the number of rows: once, 57 bytes less were seen for more rows.
     vectors = inside.BATCH * inside.DIM * 4
-    assert vectors <= memory[256]["engine"] <= memory[16384]["engine"] < 1.1 * vectors
+    assert all(vectors <= memory[size]["engine"] < 1.1 * vectors for size in memory)
 
 
 @pytest.mark.parametrize("model", ["skip-gram", "CBOW"])
