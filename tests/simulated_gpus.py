@@ -44,13 +44,19 @@ class Gpus:
         return int(any(pointer == each.__cuda_array_interface__["data"][0] for each in self.second))
 
 
-@pytest.fixture
-def gpus(monkeypatch):
+def simulate(monkeypatch):
+    """Let two GPUs be found here until the patch is undone."""
     found = Gpus()
     monkeypatch.setattr(launch, "THREADS", 64)  # two warps a block, where more would idle
     monkeypatch.setattr(queue, "open_queue", found.open_queue)
     monkeypatch.setattr(queue, "device_of", found.device_of)
     monkeypatch.setattr(queue, "take_records", found.take_records)
+    return found
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    found = simulate(monkeypatch)
     yield found
     errors.checks("late")
     # What is compiled without a GPU is chosen among what the benchmark believes to be every launch.
