@@ -9,9 +9,9 @@ from typing import Any
 
 from numba.core import errors
 from numba.core.types.containers import BaseTuple
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
-from ._rule import RULES, Rule
+from ._rule import HELPERS, RULES, Rule
 
 
 def has_row_stage(hp):
@@ -138,3 +138,5 @@ SPECIALISATIONS: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = (
 )
 for _function, _specialise in SPECIALISATIONS:
     overload(_function)(_specialise)
+for _function in HELPERS:
+    register_jitable(_function)
