@@ -250,7 +250,7 @@ class AdamW(Adam):
 def reach(beta1: float, beta2: float) -> float:
     """How many steps without a gradient still move a row by more than 2**-64 of the first.
 
-    In float32, too: where the learning rate is small at first and grows, the late steps are the large ones.
+    In float32, too: where the learning rate is small at first and grows, the later steps are the large ones.
     """
     if beta1 == 0:
         return 1
