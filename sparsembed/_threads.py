@@ -45,22 +45,32 @@ class Job(NamedTuple):
 
 
 class _Batch:
-    """Jobs of one caller, which any thread that is free helps with, in order; keeps their arguments alive."""
+    """Jobs of one caller, which any thread that is free helps with, in order; keeps their arguments alive.
 
-    def __init__(self, jobs: list[Job], claims: Any) -> None:
-        self.jobs = jobs
-        self.calls = [
-            (job.kernel, (own[:-1], job.num_blocks, *job.arguments))  # shorter: a helper's claims; see `enter`
-            for job, own in zip(jobs, claims, strict=True)
-            if _helpers(job)
-        ]
+    Parameters
+    ----------
+    calls : list of (kernel, arguments)
+        Of the jobs that threads can share.
+    kept
+        Whatever must live as long.
+    """
+
+    def __init__(self, calls: list[tuple[Callable[..., None], tuple[Any, ...]]], kept: Any) -> None:
+        self.calls, self.kept = calls, kept
         self.over = False  # the caller has finished, or was interrupted: helpers leave
 
     def work(self) -> None:
-        """Help with the jobs that threads can share."""
+        """Help with the jobs."""
         for kernel, arguments in self.calls:
             if not self.over:
                 kernel(*arguments)
+
+    def withdraw(self) -> None:
+        """End the help: where nobody was free, nothing keeps the arguments alive."""
+        self.over = True
+        while self in _jobs:
+            with contextlib.suppress(ValueError):
+                _jobs.remove(self)
 
 
 class _Worker(threading.Thread):
@@ -131,11 +141,17 @@ def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any
     bool
         Whether the kernel met ids out of range; see `kernels.cpu._sharing.within`.
     """
-    if num_blocks <= 1:  # the usual call: nobody to ask
-        claims = np.zeros(SLOTS, np.int64)
+    claims = np.zeros(SLOTS, np.int64)
+    if helpers := _helpers(kernel, num_blocks):  # written out: a list of one job takes 7 us more
+        batch = _Batch([(kernel, (claims[:-1], num_blocks, *arguments))], kept)  # shorter: a helper's; see `enter`
+        try:
+            _ask(helpers, batch)
+            kernel(claims, num_blocks, *arguments)
+        finally:
+            batch.withdraw()
+    else:
         kernel(claims, num_blocks, *arguments)
-        return bool(claims[WRONG])
-    return run_all([Job(kernel, num_blocks, arguments, kept)])[0]
+    return bool(claims[WRONG])
 
 
 def run_all(jobs: list[Job]) -> list[bool]:
@@ -154,31 +170,31 @@ def run_all(jobs: list[Job]) -> list[bool]:
     list of bool
         Of each job, whether its kernel met ids out of range.
     """
-    claims = np.zeros((len(jobs), SLOTS), np.int64)
-    helpers = max(map(_helpers, jobs), default=0)
-    if not helpers:
-        return [_call(job, own) for job, own in zip(jobs, claims, strict=True)]
-    batch = _Batch(jobs, claims)
+    claims = [np.zeros(SLOTS, np.int64) for _ in jobs]
+    helpers = [_helpers(job.kernel, job.num_blocks) for job in jobs]
+    batch = _Batch(
+        [
+            (job.kernel, (own[:-1], job.num_blocks, *job.arguments))
+            for job, own, shared in zip(jobs, claims, helpers, strict=True)
+            if shared
+        ],
+        jobs,
+    )
     try:
-        _ask(helpers, batch)
-        return [_call(job, own) for job, own in zip(jobs, claims, strict=True)]
+        if batch.calls:
+            _ask(max(helpers), batch)
+        for job, own in zip(jobs, claims, strict=True):
+            job.kernel(own, job.num_blocks, *job.arguments)
     finally:
-        batch.over = True
-        while batch in _jobs:  # nobody was free: do not keep the arguments alive
-            with contextlib.suppress(ValueError):
-                _jobs.remove(batch)
+        batch.withdraw()
+    return [bool(own[WRONG]) for own in claims]
 
 
-def _call(job: Job, claims: Any) -> bool:
-    job.kernel(claims, job.num_blocks, *job.arguments)
-    return bool(claims[WRONG])
-
-
-def _helpers(job: Job) -> int:
-    """How many threads can help with a job: none while its kernel is not compiled, which the caller does alone."""
-    if job.num_blocks <= 1 or not getattr(job.kernel, "overloads", True):
+def _helpers(kernel: Callable[..., None], num_blocks: int) -> int:
+    """How many threads can help: none while the kernel is not compiled, which the caller does alone."""
+    if num_blocks <= 1 or not getattr(kernel, "overloads", True):
         return 0
-    return min(num_threads(), job.num_blocks) - 1
+    return min(num_threads(), num_blocks) - 1
 
 
 def _ask(helpers: int, batch: _Batch) -> None:
