@@ -11,6 +11,7 @@ import sparsembed as se
 
 from . import timing
 from .contests import Contest, ours
+from .rules import NAMES
 from .timing import set_threads
 from .workload import FULL, Batches, Size
 
@@ -24,10 +25,7 @@ SHAPES: dict[str, Size] = {
 }  # fmt: skip
 STREAMS = ["uniform", "zipf", "hot", "production"]
 THREADS = int(os.environ.get("SPARSEMBED_BENCH_THREADS", timing.THREADS))
-RULES = [
-    "SGD", "MomentumSGD", "Adagrad", "RowwiseAdagrad", "SparseAdam", "Adam", "AdamW", "RMSprop", "FTRL", "LAMB",
-    "PartialRowwiseAdam",
-]  # fmt: skip
+RULES = ["SGD", "MomentumSGD", *(name for name in NAMES if name != "SGD")]
 
 
 def rule(name: str) -> se.rules.Rule:

@@ -21,22 +21,11 @@ import numpy as np
 import sparsembed as se
 from sparsembed import _launch, _threads
 
+from .rules import every
+
 ROWS, DIM = 600, 12
-RULES: dict[str, se.rules.Rule] = {
-    "SGD": se.SGD(lr=0.01),
-    "SGD, decay": se.SGD(lr=0.01, weight_decay=0.01),
-    "SGD, momentum": se.SGD(lr=0.01, momentum=0.9),
-    "SGD, nesterov, decay": se.SGD(lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "Adagrad": se.Adagrad(lr=0.01),
-    "RowwiseAdagrad": se.RowwiseAdagrad(lr=0.01),
-    "SparseAdam": se.SparseAdam(lr=0.01),
-    "Adam": se.Adam(lr=0.01),
-    "AdamW": se.AdamW(lr=0.01, weight_decay=0.01),
-    "RMSprop": se.RMSprop(lr=0.01),
-    "FTRL": se.FTRL(lr=0.01),
-    "LAMB": se.LAMB(lr=0.01),
-    "PartialRowwiseAdam": se.PartialRowwiseAdam(lr=0.01),
-}
+NESTEROV = se.SGD(lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.01)
+RULES: dict[str, se.rules.Rule] = every(0.01) | {"SGD, nesterov, decay": NESTEROV}
 
 
 class Interrupted(KeyboardInterrupt):

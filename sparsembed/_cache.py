@@ -63,10 +63,12 @@ def _code(code: CodeType) -> str:
 
 
 def rules_in(signature: Any) -> Iterator[type]:
-    """The classes of the named tuples in a signature: each stands for one rule."""
+    """The classes of the named tuples in a signature, those inside of tuples included: each stands for one rule."""
     for kind in getattr(signature, "args", signature):
         if (hyper := getattr(kind, "instance_class", None)) is not None:
             yield hyper
+        elif (parts := getattr(kind, "types", None)) is not None:
+            yield from rules_in(parts)
 
 
 class _OneFilePerKey(IndexDataCacheFile):

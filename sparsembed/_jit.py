@@ -20,6 +20,10 @@ except (ImportError, AttributeError):  # Numba moved its caching classes: recomp
 # operation (a row of an SGD update in cache: 76 ns with them, 25 ns without).
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
+# An argument of a kernel that is either there or None: code for None is not compiled, so a loop has no branch on it.
+# For an option that is on or off, pass PRESENT or None.  An int, which both devices take as int64.
+PRESENT = 1
+
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile an entry point, called from Python; compiled on first use and cached on disk."""

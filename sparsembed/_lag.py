@@ -22,7 +22,7 @@ class Lag:
         self.hyper = type(rule).Hyper(*history.past[history.newest])
         self._state, self._like = state, type(rule).Gap(*np.zeros(len(rule.Gap._fields), dtype))
         where = (history.base, history.newest, history.reach)
-        self._lag = (last, where, history.entries, history.ages, history.past, self._like)
+        self._lag = (last, *where, history.entries, history.ages, history.past, self._like)
 
     def kernel(self, num_blocks: int) -> tuple[Any, ...]:
         """Return `lag` with room for the rows of every thread."""

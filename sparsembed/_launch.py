@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _memory, _threads
 from ._arrays import Array
+from ._jit import PRESENT
 from ._lag import Lag, padded
 from ._prefetch import LINE, fetch_ahead, lines_of
 from .bags import Bags
@@ -72,7 +73,7 @@ class Gradients:
         for grad, count in zip(grads, counts, strict=True):
             rows.append((start, grad.__array_interface__["data"][0], grad.strides[0]))
             start += count
-        self.kernel = (np.array(rows, np.int64), bags, coefs, winners, True if by_count else None)
+        self.kernel = (np.array(rows, np.int64), bags, coefs, winners, PRESENT if by_count else None)
 
 
 def _hot(plan: Plan, grads: Gradients) -> tuple[Array, Array, Array]:
@@ -186,11 +187,8 @@ def gather(weight: Array, ids: Array, out: Array, lag: Lag | None = None) -> Non
     dim = weight.shape[1]
     num_blocks, block_size = _blocks(len(ids), dim * (weight.itemsize + out.itemsize))
     weight = as_input(weight)
-    if weight.dtype == np.uint16:
-        _read(gather_kernels.gather_half, num_blocks, block_size, weight, ids, lines_of(weight), out)
-        return
     how = gather_kernels.ELEMENTS
-    if weight.strides[1] == weight.itemsize or dim == 1:
+    if weight.dtype == out.dtype and (weight.strides[1] == weight.itemsize or dim == 1):
         aligned = out.strides[0] % LINE == 0 and out.__array_interface__["data"][0] % LINE == 0
         stream = aligned and out.nbytes >= _STREAM_BYTES
         how = gather_kernels.STREAM if stream else gather_kernels.ROWS

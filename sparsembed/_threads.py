@@ -1,4 +1,4 @@
-"""Run one kernel on several threads, without Numba's threading layer.
+"""Run kernels on several threads, without Numba's threading layer.
 
 A kernel is called by every thread with the same arguments and claims blocks of work from a
 shared counter until none is left.  Numba's own layers abort the process when two Python
@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -35,11 +35,42 @@ if hasattr(os, "sched_setaffinity"):  # PyDLL: a call that let go of the interpr
     _core = getattr(ctypes.PyDLL(None), "sched_getcpu", _unknown_core)
 
 
-class _Job:
-    """A kernel and its arguments, to be called by any thread that is free; keeps alive what kernels know by address."""
+class Job(NamedTuple):
+    """A kernel to run, as ``kernel(claims, num_blocks, *arguments)``; see `run`."""
 
-    def __init__(self, kernel: Callable[..., None], arguments: tuple[Any, ...], kept: Any) -> None:
-        self.kernel, self.arguments, self.kept = kernel, arguments, kept
+    kernel: Callable[..., None]
+    num_blocks: int
+    arguments: tuple[Any, ...]
+    kept: Any = None
+
+
+class _Batch:
+    """Jobs of one caller, which any thread that is free helps with, in order; keeps their arguments alive.
+
+    Parameters
+    ----------
+    calls : list of (kernel, arguments)
+        Of the jobs that threads can share.
+    kept
+        Whatever must live as long.
+    """
+
+    def __init__(self, calls: list[tuple[Callable[..., None], tuple[Any, ...]]], kept: Any) -> None:
+        self.calls, self.kept = calls, kept
+        self.over = False  # the caller has finished, or was interrupted: helpers leave
+
+    def work(self) -> None:
+        """Help with the jobs."""
+        for kernel, arguments in self.calls:
+            if not self.over:
+                kernel(*arguments)
+
+    def withdraw(self) -> None:
+        """End the help: where nobody was free, nothing keeps the arguments alive."""
+        self.over = True
+        while self in _jobs:
+            with contextlib.suppress(ValueError):
+                _jobs.remove(self)
 
 
 class _Worker(threading.Thread):
@@ -72,11 +103,11 @@ class _Worker(threading.Thread):
                 self.wake.acquire()
                 self.busy = True
                 while _jobs:
-                    _work(_jobs.pop())
+                    _jobs.pop().work()
             self.busy = False
 
 
-_jobs: list[_Job] = []  # appended to by callers; a job that is done does nothing when called
+_jobs: list[_Batch] = []  # appended to by callers; jobs that are done do nothing when called
 _workers: dict[_Worker, None] = {}
 
 
@@ -92,8 +123,9 @@ def num_threads() -> int:
 def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any = None) -> bool:
     """Call ``kernel(claims, num_blocks, *arguments)`` on up to `num_threads` threads; return once all blocks are done.
 
-    All blocks are written, or none: the call into compiled code is what begins them, and it comes back when the last
-    is done, whichever threads work on them.  So an interrupt or any other exception is raised before or after.
+    The case of one job of `run_all`.  All blocks are written, or none: the call into compiled code is what begins them,
+    and it comes back when the last is done, whichever threads work on them.  So an interrupt or any other exception is
+    raised before or after.
 
     Parameters
     ----------
@@ -110,28 +142,64 @@ def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any
         Whether the kernel met ids out of range; see `kernels.cpu._sharing.within`.
     """
     claims = np.zeros(SLOTS, np.int64)
-    helpers = min(num_threads(), num_blocks) - 1 if num_blocks > 1 else 0
-    if helpers and getattr(kernel, "overloads", True):  # an uncompiled kernel runs here first, alone
-        job = _Job(kernel, (claims[:-1], num_blocks, *arguments), kept)  # shorter: a helper's; see `enter`
+    if helpers := _helpers(kernel, num_blocks):  # written out: a list of one job takes 7 us more
+        batch = _Batch([(kernel, (claims[:-1], num_blocks, *arguments))], kept)  # shorter: a helper's; see `enter`
         try:
-            _ask(helpers, job)
+            _ask(helpers, batch)
             kernel(claims, num_blocks, *arguments)
         finally:
-            while job in _jobs:  # nobody was free: do not keep the arguments alive
-                with contextlib.suppress(ValueError):
-                    _jobs.remove(job)
+            batch.withdraw()
     else:
         kernel(claims, num_blocks, *arguments)
     return bool(claims[WRONG])
 
 
-def _work(job: _Job) -> None:
-    job.kernel(*job.arguments)
+def run_all(jobs: list[Job]) -> list[bool]:
+    """Run kernels one after the other, as `run` does each of them; helpers are woken once for all.
+
+    A job starts when all blocks of the one before it are done, so it may use what that has written.  Each is done as
+    a whole or not at all; an exception that is raised between two of them leaves the first ones done.
+
+    Parameters
+    ----------
+    jobs : list of Job
+        Those of one block are the caller's alone.
+
+    Returns
+    -------
+    list of bool
+        Of each job, whether its kernel met ids out of range.
+    """
+    claims = [np.zeros(SLOTS, np.int64) for _ in jobs]
+    helpers = [_helpers(job.kernel, job.num_blocks) for job in jobs]
+    batch = _Batch(
+        [
+            (job.kernel, (own[:-1], job.num_blocks, *job.arguments))
+            for job, own, shared in zip(jobs, claims, helpers, strict=True)
+            if shared
+        ],
+        jobs,
+    )
+    try:
+        if batch.calls:
+            _ask(max(helpers), batch)
+        for job, own in zip(jobs, claims, strict=True):
+            job.kernel(own, job.num_blocks, *job.arguments)
+    finally:
+        batch.withdraw()
+    return [bool(own[WRONG]) for own in claims]
 
 
-def _ask(helpers: int, job: _Job) -> None:
-    """Offer a job to `helpers` threads: sleeping ones, new ones up to that number, or the next to be free."""
-    _jobs.extend([job] * helpers)
+def _helpers(kernel: Callable[..., None], num_blocks: int) -> int:
+    """How many threads can help: none while the kernel is not compiled, which the caller does alone."""
+    if num_blocks <= 1 or not getattr(kernel, "overloads", True):
+        return 0
+    return min(num_threads(), num_blocks) - 1
+
+
+def _ask(helpers: int, batch: _Batch) -> None:
+    """Offer jobs to `helpers` threads: sleeping ones, new ones up to that number, or the next to be free."""
+    _jobs.extend([batch] * helpers)
     core = _core()
     for worker in sorted(_workers, key=lambda worker: worker.busy)[:helpers]:
         worker.avoid(core)

@@ -60,7 +60,13 @@ class Plan:
     )
 
     def __init__(
-        self, ids: Any, num_rows: int, transient: bool = False, name: str = "ids", bag_offsets: Array | None = None
+        self,
+        ids: Any,
+        num_rows: int,
+        transient: bool = False,
+        name: str = "ids",
+        bag_offsets: Array | None = None,
+        labels: Array | None = None,
     ) -> None:
         self.num_rows = check.count(num_rows, "num_rows")
         self.several = is_several(ids)
@@ -72,7 +78,7 @@ class Plan:
         self._buffers: list[Array] = []
         flats = [flat for flat, _ in self._lookups]
         flat = flats[0] if len(flats) == 1 else read_only(np.concatenate([*flats, np.zeros(0, np.int32)]))
-        found = _sort(flat, self.num_rows, bag_offsets, self._buffers)
+        found = _sort(flat, self.num_rows, bag_offsets, self._buffers, labels)
         if found is None:
             for (each, shape), which in zip(self._lookups, names, strict=True):
                 check.in_range(each, self.num_rows, which, shape)
@@ -200,13 +206,19 @@ def as_plan(ids: Any, num_rows: int) -> Plan:
     return ids
 
 
-def _sort(ids: Array, num_rows: int, bag_offsets: Array | None, buffers: list[Array]) -> tuple[Any, ...] | None:
-    """Return rows, order, segment offsets and hot segments, or None if an id is out of range; name their memory."""
-    n = len(ids)
-    labels = n if bag_offsets is None else len(bag_offsets) - 1
-    shift, bits = max(labels - 1, 0).bit_length(), (num_rows - 1).bit_length()
+def _sort(
+    ids: Array, num_rows: int, bag_offsets: Array | None, buffers: list[Array], labels: Array | None = None
+) -> tuple[Any, ...] | None:
+    """Return rows, order, segment offsets and hot segments, or None if an id is out of range; name their memory.
+
+    Occurrences of equal ids are in the order of their labels (n,), int64, and of their positions where labels are equal
+    or None: so the sum of their gradients does not depend on the order in which they arrive.
+    """
+    n, by_label = len(ids), None if labels is None else _by_label(labels)
+    entries = n if bag_offsets is None or by_label is not None else len(bag_offsets) - 1
+    shift, bits = max(entries - 1, 0).bit_length(), (num_rows - 1).bit_length()
     if shift + bits > 64 or n >= 2**31:
-        return _sort_wide(ids, num_rows, bag_offsets)
+        return _sort_wide(ids, num_rows, bag_offsets, by_label)
     buffers += [_buffer(n + 1), _buffer(n + 1), _buffer(n + 1)]
     keys, other, rows = (buffer[: n + 1] for buffer in buffers)  # `keys` will hold the sorted ones
     digits, width = _digits(n, bits)
@@ -216,12 +228,23 @@ def _sort(ids: Array, num_rows: int, bag_offsets: Array | None, buffers: list[Ar
     rows, room = rows.view(ids.dtype), other.view(np.int32)
     order, offsets = room[:n], room[n : 2 * n + 1]
     first, second = (keys, other) if digits % 2 == 0 else (other, keys)
-    arguments = (-(-n // blocks), ids, num_rows, bag_offsets, (shift, digits, width), first[:n], second[:n])
+    arguments = (-(-n // blocks), ids, num_rows, bag_offsets, by_label, (shift, digits, width), first[:n], second[:n])
     _threads.run(sort_ids, blocks, *arguments, counts, places, phases, rows, order, offsets, CHUNK, found)
     bad, k, hot = (found[0] if blocks == 1 else found.sum(axis=0)).tolist()
     if bad:
         return None
     return freeze(rows[:k]), freeze(order), freeze(offsets[: k + 1]), _cut(offsets[: k + 1], hot)
+
+
+def _by_label(labels: Array) -> Array | None:
+    """Return the positions in the order of their labels, or None if they are in that order."""
+    if len(labels) == 0 or (labels[1:] >= labels[:-1]).all():
+        return None
+    lowest, highest = int(labels.min()), int(labels.max())
+    if highest - lowest >= 2**62:  # a difference may not fit
+        return read_only(np.argsort(labels, kind="stable").astype(np.int32 if len(labels) < 2**31 else np.int64))
+    found: Any = _sort(read_only(labels - lowest), highest - lowest + 1, None, [])  # all are in range
+    return read_only(found[1])
 
 
 def _buffer(n: int) -> Array:
@@ -243,13 +266,14 @@ def _digits(n: int, bits: int) -> tuple[int, int]:
     return digits, -(-bits // max(digits, 1))
 
 
-def _sort_wide(ids: Array, num_rows: int, bag_offsets: Array | None) -> tuple[Any, ...] | None:
-    """Sort ids that do not fit into 64 bits together with their label."""
+def _sort_wide(ids: Array, num_rows: int, bag_offsets: Array | None, by_label: Array | None) -> tuple[Any, ...] | None:
+    """Sort ids that do not fit into 64 bits together with their entry in the order."""
     ids = ids.copy()  # which nobody else can change between the check and the use
     if first_outside(ids, num_rows) >= 0:
         return None
     index = np.dtype(np.int32) if len(ids) < 2**31 else np.dtype(np.int64)
-    order = np.argsort(ids, kind="stable").astype(index)
+    order = np.argsort(ids if by_label is None else ids[by_label], kind="stable").astype(index)
+    order = order if by_label is None else by_label[order].astype(index)
     rows, starts = np.unique(ids[order], return_index=True)
     offsets = np.append(starts, len(ids)).astype(index)
     hot = int((np.diff(offsets) > CHUNK).sum())

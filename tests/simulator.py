@@ -17,7 +17,7 @@ from greenlet import getcurrent, greenlet
 
 from sparsembed._cuda.array import DeviceArray
 from sparsembed._cuda.code import types_of
-from sparsembed.kernels.cuda import _twins
+from sparsembed.kernels.cuda import _simulated
 from sparsembed.rules._rule import RULES
 
 GARBAGE = 0x7B  # the bytes of memory that nobody has written to
@@ -96,7 +96,7 @@ def run(kernel: Any, blocks: int, threads: int, *arguments: Any, seed: int | Non
     """Run a kernel; blocks come one after the other, in any order if a seed is given."""
     rng = None if seed is None else random.Random(seed)
     running = Running(kernel, blocks, threads, tuple(map(flat, arguments)), rng)
-    _twins.running = running
+    _simulated.running = running
     order = list(range(blocks))
     if rng is not None:
         rng.shuffle(order)

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
+import numpy as np
 import pytest
 from patience import HANGS
 
 import sparsembed as se
+from sparsembed._cache import rules_in
 
 # A rule as a user writes it, outside the package; {body} is what `step` moves an element by.
 RULE = '''
@@ -283,3 +286,10 @@ def test_a_place_that_cannot_be_written_costs_a_compilation(tmp_path, place):
     (tmp_path / "file").write_text("")
     cache = tmp_path / name
     assert python(["-c", before.format(cache=str(cache)) + PLAN], cache)[0][:2] == [1, 2]
+
+
+def test_rules_are_found_inside_of_tuples():
+    """Kernels that read rows which catch up are given the rule's scalars there."""
+    hyper = se.Adam().scalars(1, np.dtype("f4"))
+    kinds = (numba.typeof(np.zeros(2)), numba.typeof((np.zeros(2), hyper, (1, None))))
+    assert [*rules_in(kinds)] == [se.Adam.Hyper]

@@ -21,7 +21,7 @@ from sparsembed import _validate as check
 from sparsembed._cuda import launch, reading
 from sparsembed._cuda.late import LateRows
 from sparsembed.kernels.cuda import catch_up, gather, norm, pool, records, segment, sort, update
-from sparsembed.kernels.cuda._groups import NONE
+from sparsembed.kernels.cuda._sharing import NONE
 
 SEEDS = [None, 1, 2, 3, 4, 5]  # None: threads in the order of their numbers
 STARTED = set()

@@ -22,7 +22,7 @@ SCHEDULES = {
     "nothing at first": lambda step: 0.0 if step < 30 else 1e-2,
 }
 DENSE = [
-    se.Adam(),
+    *(getattr(se, name)() for name in se.rules.__all__ if getattr(se.rules, name).catch_up is not None),
     se.Adam(betas=(0.0, 0.9)),
     se.Adam(betas=(0.7, 0.95), eps=1e-10),
     se.Adam(eps=1e-3),
@@ -30,7 +30,6 @@ DENSE = [
     se.Adam(betas=(0.5, 0.3), eps=1e-12),
     se.AdamW(weight_decay=0.1),
     se.AdamW(weight_decay=200.0),  # weights change sign, or vanish
-    se.RMSprop(),
     se.RMSprop(alpha=0.0),
     se.SGD(1e-2, weight_decay=0.1),
     se.SGD(1e-2, weight_decay=100.0),

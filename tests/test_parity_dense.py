@@ -41,8 +41,14 @@ def torch_run(make, dtype, exact=True):
         yield weight.detach().numpy().copy()
 
 
+def as_in_torch(name):
+    """A rule with what it has by default, and torch's optimizer of the same name."""
+    defaults = {name: value for name, value in vars(getattr(se, name)()).items() if name != "lr"}
+    return getattr(se, name)(lr=cosine), lambda torch, p: getattr(torch.optim, name)(p, foreach=False, **defaults)
+
+
 RULES = [
-    (se.Adam(lr=cosine), lambda torch, p: torch.optim.Adam(p, foreach=False)),
+    *(as_in_torch(name) for name in se.rules.__all__ if getattr(se.rules, name).catch_up is not None),
     (se.Adam(lr=cosine, eps=1e-3), lambda torch, p: torch.optim.Adam(p, eps=1e-3, foreach=False)),
     (
         se.Adam(lr=cosine, betas=(0.7, 0.99)),
@@ -52,7 +58,6 @@ RULES = [
         se.AdamW(lr=cosine, weight_decay=0.5),
         lambda torch, p: torch.optim.AdamW(p, weight_decay=0.5, foreach=False),
     ),
-    (se.RMSprop(lr=cosine), lambda torch, p: torch.optim.RMSprop(p, foreach=False)),
     *(
         (se.SGD(cosine, **given), lambda torch, p, given=given: torch.optim.SGD(p, lr=0.1, **given, foreach=False))
         for given in (

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from strategies import INPUTS, PATTERNS, arrange, id_arrays, pick_ids, table_sizes
 
 import sparsembed as se
+from sparsembed import _launch
+from sparsembed.plan import Plan
 
 
 def check(plan, flat):
@@ -138,3 +140,52 @@ def test_an_id_out_of_range_is_named_however_many_threads_sort(position, bad, rn
         table.update([np.zeros(5, np.int32), ids.reshape(-1, 2)], [np.ones((5, 2)), np.ones((40_000, 2, 2))])
     np.testing.assert_array_equal(table.weight, before)
     assert table.step == 0
+
+
+LABELS = {  # name: labels of n occurrences
+    "increasing": lambda rng, n: np.sort(rng.integers(0, n, n)),
+    "equal": lambda rng, n: np.full(n, 7),
+    "shuffled": lambda rng, n: rng.permutation(n),
+    "repeated": lambda rng, n: rng.integers(0, max(n // 9, 1), n),
+    "negative": lambda rng, n: rng.integers(-n, n, n),
+    "far apart": lambda rng, n: rng.integers(-(2**63), 2**63 - 1, n),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("num_rows", [3, 5000, 2**62])
+def test_equal_ids_are_in_the_order_of_their_labels(name, num_rows, rng):
+    for n in (0, 1, 2, 40, 5000, 70_000):
+        ids, labels = rng.integers(0, num_rows, n), LABELS[name](rng, n)
+        plan = Plan(ids, num_rows, labels=labels)
+        expected = np.lexsort((np.arange(n), labels, ids))
+        np.testing.assert_array_equal(plan.order, expected)
+        rows, counts = np.unique(ids, return_counts=True)
+        np.testing.assert_array_equal(plan.rows, rows)
+        np.testing.assert_array_equal(plan.segment_offsets, np.cumsum([0, *counts]))
+        offsets = np.array([0, n // 5, n // 5, n // 2, n])
+        by_bag = Plan(ids, num_rows, bag_offsets=offsets, labels=labels)
+        np.testing.assert_array_equal(by_bag.order, np.repeat(np.arange(4), np.diff(offsets))[expected])
+
+
+@pytest.mark.parametrize("n", [30, 20_000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_do_not_depend_on_the_order_in_which_occurrences_arrive(n, dtype, rng):
+    """Bit for bit those of the batch in the order of the labels, rows with several chunks included."""
+    ids, grad = rng.integers(0, 40, n), rng.standard_normal((n, 9)).astype(dtype)
+    ids[::3] = 7
+    batch = Plan(ids, 40)
+    expected = _launch.segment_sum(batch, _launch.Gradients([grad], [n]))
+    for _ in range(3):
+        labels = rng.permutation(n)
+        plan = Plan(ids[labels], 40, labels=labels)
+        np.testing.assert_array_equal(
+            _launch.segment_sum(plan, _launch.Gradients([grad[labels]], [n])), expected, strict=True
+        )
+    arrived = _launch.segment_sum(Plan(ids[labels], 40), _launch.Gradients([grad[labels]], [n]))
+    assert (arrived != expected).any()
+
+
+def test_an_id_out_of_range_is_named_with_labels_too():
+    with pytest.raises(IndexError, match=r"ids\[1\] is 9"):
+        Plan(np.array([3, 9, 1]), 5, labels=np.array([2, 1, 0]))

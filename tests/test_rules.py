@@ -12,6 +12,7 @@ from strategies import ALL_RULES
 
 import sparsembed as se
 from sparsembed import testing
+from sparsembed.rules._history import History
 
 each_rule = pytest.mark.parametrize("rule", ALL_RULES, ids=str)
 
@@ -49,12 +50,12 @@ class EverythingHyper(NamedTuple):
 
 @dataclass(frozen=True)
 class Everything(se.rules.Rule):
-    """As much as a rule may have: a row stage, four slots and three row slots, all different."""
+    """A row stage, five slots and four row slots, all different: a rule may have any number of them."""
 
     lr: float = 0.1
     beta: float = 0.5
     Hyper = EverythingHyper
-    slots, row_slots = ("mean", "square", "largest", "last"), ("norm", "count", "rate")
+    slots, row_slots = ("mean", "square", "largest", "last", "before"), ("norm", "count", "rate", "former")
 
     def hyper(self, step):
         return self.rate(step) / step, self.beta, 1 - self.beta, 1e-3, 1.0
@@ -67,14 +68,14 @@ class Everything(se.rules.Rule):
     def row(x, r, hp):
         norm = hp.beta * r[0] + x
         rate = hp.one / (math.sqrt(norm) + hp.eps)
-        return rate, (norm, r[1] + hp.one, rate)
+        return rate, (norm, r[1] + hp.one, rate, r[2])
 
     @staticmethod
     def step(w, g, s, a, hp):
         mean, square = hp.beta * s[0] + hp.rest * g, hp.beta * s[1] + hp.rest * g * g
         largest = max(s[2], abs(g))
         change = a * mean / (math.sqrt(square) + largest + hp.eps)
-        return w - hp.lr * (change + hp.rest * s[3]), (mean, square, largest, g)
+        return w - hp.lr * (change + hp.rest * s[3] - hp.rest * s[4]), (mean, square, largest, g, s[3])
 
 
 class RowHyper(NamedTuple):
@@ -301,3 +302,69 @@ def test_huge_and_listed_hyperparameters():
     with pytest.raises(ValueError, match="must be a number that float64 can hold"):
         se.SGD(lr=10**400)
     assert hash(se.SparseAdam(betas=[0.9, 0.99])) == hash(se.SparseAdam(betas=(0.9, 0.99)))
+
+
+class HalvingHyper(NamedTuple):
+    lr: float
+
+
+class HalvingGap(NamedTuple):
+    factor: float
+
+
+@dataclass(frozen=True)
+class Halving(se.rules.Rule):
+    """A rule of a user whose rows shrink by a half a step, with the parts of catching up as its own."""
+
+    lr: float = 0.1
+    Hyper, Gap = HalvingHyper, HalvingGap
+
+    def hyper(self, step):
+        return (self.rate(step),)
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        return w / 2 - hp.lr * g, s
+
+    def history(self, dtype, base):
+        return History(1, 1, np.zeros((1, 1)), 0, None, dtype, base)
+
+    @staticmethod
+    def gap(entries, first, newest, ages, reach, out, hp):
+        out[0] = 2.0 ** (first - newest)
+
+    @staticmethod
+    def catch_up(w, s, c, hp):
+        return c.factor * w, s
+
+
+def test_the_parts_of_catching_up_are_one_class_or_the_rules_own():
+    assert se.Adam.catching_up is not None
+    assert se.SparseAdam.catching_up is None
+    for rule in (se.Adam, se.AdamW, se.RMSprop, Halving):
+        parts = rule.catching_up
+        assert (rule.Gap, rule.gap, rule.catch_up) == (parts.Gap, parts.gap, parts.catch_up)
+        assert rule().history(np.dtype("f4"), 3).base == parts.history(rule(), np.dtype("f4"), 3).base == 3
+    table = se.EmbeddingTable.from_array(np.ones((3, 2)), optimizer=Halving(lr=0.5))
+    table.update([1], np.zeros((1, 2)))
+    table.update([1], np.ones((1, 2)))
+    assert table.lookup([0, 1]).tolist() == [[0.25, 0.25], [-0.25, -0.25]]
+
+
+def test_half_of_what_catching_up_needs_is_refused():
+    with pytest.raises(TypeError, match=r"Partial must define \['Gap', 'catch_up'\]"):
+
+        class Partial(se.rules.Rule):
+            Hyper = type("PartialHyper", (HalvingHyper,), {})
+            step, gap = Halving.step, Halving.gap
+
+    with pytest.raises(TypeError, match=r"Both defines catching_up, so \['gap'\] must be in that class"):
+
+        class Both(se.rules.Rule):
+            Hyper = type("BothHyper", (HalvingHyper,), {})
+            step, gap, catching_up = Halving.step, Halving.gap, Halving.catching_up
+
+    with pytest.raises(TypeError, match=r"Inherited defines \['catch_up'\], so it needs a Hyper class of its own"):
+
+        class Inherited(Halving):
+            catch_up = Halving.catch_up

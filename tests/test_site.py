@@ -74,7 +74,7 @@ def test_the_gallery_takes_plots_and_leaves_programs(conf):
 
 def documented():
     """Names that the reference renders, with their modules."""
-    names = set()
+    names = {f"sparsembed.{name}" for name in se.rules.__all__ if name != "Rule"}  # `tables.optimizers` lists them
     for path in DOCS.glob("api/*.md"):
         module = "sparsembed"
         for kind, argument in re.findall(r"^\.\. (\w+):: ([\w.]+)", path.read_text(), re.MULTILINE):
@@ -128,6 +128,14 @@ def test_the_table_of_the_readme_is_on_the_performance_page(site):
         r"`_generated/(\w+)\.md`|include\} _generated/(\w+)\.md", (DOCS / "performance.md").read_text()
     ):
         assert callable(getattr(site.tables, said[0] or said[1]))
+
+
+def test_every_optimizer_is_on_the_page_of_optimizers(site):
+    text = site.tables.optimizers()
+    for name in se.rules.__all__:
+        for line in (f"| {{py:class}}`~sparsembed.{name}` |", f".. autoclass:: {name}\n"):
+            assert (line in text) == (name != "Rule"), line
+    assert "{include} ../_generated/optimizers.md" in (DOCS / "api" / "optimizers.md").read_text()
 
 
 def test_pictures_of_pages_are_drawn(site, tmp_path):

@@ -580,3 +580,74 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 print(*seen, se.gather(np.ones((4, 2), np.float32), [1]).sum())
 """
     assert python(tmp_path, script, NUMBA_CACHE_DIR=str(tmp_path / "cache")) == ["interrupted", "2.0"]
+
+
+def jobs_of(weight, parts):
+    """Gather parts of a table, each a job; and the arrays that they write."""
+    outs = [np.zeros((len(ids), weight.shape[1])) for ids in parts]
+    jobs = []
+    for ids, out in zip(parts, outs, strict=True):
+        num_blocks, block_size = _launch._blocks(len(ids), 2 * weight.strides[0])
+        where = (block_size, _launch.as_input(weight), ids, _launch.gather_kernels.ROWS, 8, None, out)
+        jobs.append(_threads.Job(_launch.gather_kernels.gather_rows, num_blocks, where, (ids, out)))
+    return jobs, outs
+
+
+PARTS = [np.arange(30_000)[::-1].copy(), np.arange(3), np.arange(0), np.arange(40_000) // 2]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_several_jobs_are_started_by_one_wake_up(threads, monkeypatch):
+    weight = np.random.default_rng(0).standard_normal((40_000, 64))
+    monkeypatch.setattr(_threads, "num_threads", lambda: threads)
+    asked, ask = [], _threads._ask
+    monkeypatch.setattr(_threads, "_ask", lambda helpers, batch: (asked.append(helpers), ask(helpers, batch)))
+    assert _threads.run_all([]) == []
+    for _ in range(20):
+        jobs, outs = jobs_of(weight, PARTS)
+        assert _threads.run_all(jobs) == [False] * len(PARTS)
+        for ids, out in zip(PARTS, outs, strict=True):
+            np.testing.assert_array_equal(out, weight[ids])
+    assert asked == ([threads - 1] * 20 if threads > 1 else [])
+    assert not _threads._jobs
+
+
+def test_each_job_says_whether_it_met_ids_out_of_range():
+    jobs, _ = jobs_of(np.zeros((10, 4)), [np.array([1, 9]), np.array([10]), np.arange(10)])
+    assert _threads.run_all(jobs) == [False, True, False]
+
+
+def test_an_interrupt_between_jobs_leaves_the_first_ones_done_and_the_rest_alone(monkeypatch):
+    weight = np.ones((40_000, 64))
+    monkeypatch.setattr(_threads, "num_threads", lambda: 3)
+    jobs, outs = jobs_of(weight, [PARTS[0], PARTS[3], PARTS[0]])
+    _threads.run_all(jobs)
+    for out in outs:
+        out[...] = 0
+    jobs[1] = jobs[1]._replace(kernel=Interrupted(jobs[1].kernel))
+    with pytest.raises(KeyboardInterrupt):
+        _threads.run_all(jobs)
+    time.sleep(0.2)
+    assert [out.all() for out in outs] == [True, False, False]
+    assert [out.any() for out in outs] == [True, False, False]
+    assert not _threads._jobs
+
+
+@POSIX
+def test_several_jobs_in_a_child(tmp_path):
+    script = """
+from sparsembed import _launch
+weight, ids = np.random.default_rng(0).standard_normal((ROWS, 64)), np.arange(ROWS).repeat(9)
+
+def several():
+    outs = [np.zeros((len(ids), 64)) for _ in range(3)]
+    jobs = [
+        _threads.Job(_launch.gather_kernels.gather_rows, 40, (900, _launch.as_input(weight), ids, 1, 8, None, out), out)
+        for out in outs
+    ]
+    return _threads.run_all(jobs) == [False] * 3 and all((out == weight[ids]).all() for out in outs)
+
+several()  # compiles, alone
+print(several(), helpers() > 0, fork(lambda: several() and helpers() > 0), several())
+"""
+    assert python(tmp_path, script) == ["True", "True", "0", "True"]

@@ -20,20 +20,10 @@ from sparsembed._cuda.array import DeviceArray
 from sparsembed._cuda.code import types_of
 from sparsembed.rules._rule import RULES as BY_HYPER
 
+from ..rules import every
+
 LOOKUPS, BAGS, ROWS = 5000, 9, 100  # enough for segments of all lengths, and for chunks
-RULES = [
-    se.SGD(0.1),
-    se.SGD(0.1, weight_decay=0.1),
-    se.SGD(0.1, momentum=0.9),
-    se.Adagrad(),
-    se.RowwiseAdagrad(),
-    se.SparseAdam(),
-    se.Adam(),
-    se.FTRL(),
-    se.LAMB(),
-    se.PartialRowwiseAdam(),
-    se.RMSprop(),
-]
+RULES = [*{rule.Hyper: rule for rule in every(0.1).values()}.values()]  # one of each that kernels tell apart
 _GRADIENTS = ("bags", "coefs", "winners", "by_count")
 _LOOKUPS = ("gathered", "weights", "labels", "bag_offsets")
 

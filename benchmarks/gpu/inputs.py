@@ -10,20 +10,9 @@ import numpy as np
 
 import sparsembed as se
 
-RULES = [
-    se.SGD(0.1),
-    se.SGD(0.1, weight_decay=0.01),
-    se.SGD(0.1, momentum=0.9),
-    se.Adagrad(0.1),
-    se.RowwiseAdagrad(0.1),
-    se.SparseAdam(0.1),
-    se.Adam(0.1),
-    se.AdamW(0.1),
-    se.FTRL(0.1),
-    se.LAMB(0.1),
-    se.PartialRowwiseAdam(0.1),
-    se.RMSprop(0.1),
-]
+from ..rules import every
+
+RULES = [*every(0.1).values()]
 EPS = {np.dtype(np.float32): 2.0**-23, np.dtype(np.float64): 2.0**-52}
 MODES = ("sum", "mean", "sqrtn", "max")
 

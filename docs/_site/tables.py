@@ -1,7 +1,12 @@
-"""Tables of the performance page, from the README's measured block and docs/results; no number is typed."""
+"""Tables of pages: of performance, from the README's measured block and docs/results, and of the optimizers.
+
+No number and no name is typed.
+"""
 
 import json
 from pathlib import Path
+
+import sparsembed as se
 
 ROOT = Path(__file__).parent.parent.parent
 START, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
@@ -110,7 +115,29 @@ def whole_model():
     return markdown(["ours", "ids", "ratio", "steps/s", "torch's steps/s"], body) + f"\n\n{note}\n"
 
 
+def _without_a_gradient(rule):
+    """What a row does in a step whose batch does not have it."""
+    if rule.catch_up is not None:
+        return "moves on, as in the dense optimizer"
+    forms = [form for form in rule.__subclasses__() if form.__name__ not in se.rules.__all__]
+    others = any(form.catch_up is not None for form in forms)
+    return "stays; in its other forms moves on, as in the dense optimizer" if others else "stays"
+
+
+def optimizers():
+    """A line of a table for each optimizer, and its documentation: nobody lists them by hand."""
+    names = [name for name in se.rules.__all__ if name != "Rule"]
+    body = []
+    for rule in (getattr(se, name) for name in names):
+        says = " ".join(rule.__doc__.partition("\n\n")[0].split()).replace("``", "`")
+        slots = [f"`{name}`" for name in rule.slots] + [f"`{name}`, one number a row" for name in rule.row_slots]
+        body.append([f"{{py:class}}`~sparsembed.{rule.__name__}`", says, _without_a_gradient(rule), "; ".join(slots)])
+    table = markdown(["optimizer", "is", "a row without a gradient", "state"], body)
+    classes = "\n".join(f".. autoclass:: {name}" for name in names)
+    return f"{table}\n\n```{{eval-rst}}\n.. currentmodule:: sparsembed\n\n{classes}\n```\n"
+
+
 def write_all(folder):
-    """Write what the performance page includes."""
-    for function in (against_peers, targets, by_rows, whole_model):
+    """Write what the pages on performance and optimizers include."""
+    for function in (against_peers, targets, by_rows, whole_model, optimizers):
         (folder / f"{function.__name__}.md").write_text(function())

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..kernels.cuda import records
-from ..kernels.cuda._groups import NONE
+from ..kernels.cuda._sharing import NONE
 from ..kernels.cuda.sort import OF_OFFSETS
 from . import queue as queues
 from .array import DeviceArray

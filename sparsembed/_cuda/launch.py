@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._jit import PRESENT
 from ..kernels.cuda import norm, segment, sort, update
 from .array import DeviceArray
 
@@ -138,7 +139,7 @@ class Gradients(NamedTuple):
     @property
     def divided(self) -> int | None:
         """What kernels take for `by_count`."""
-        return 1 if self.by_count else None
+        return PRESENT if self.by_count else None
 
 
 def _sum_chunks(queue: Any, batch: Plan, grads: Gradients, lanes: Lanes, status: DeviceArray) -> DeviceArray:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from cuda.bindings import driver
 
-from ..kernels.cuda._groups import NONE
+from ..kernels.cuda._sharing import NONE
 from ..kernels.cuda.records import move_records
 from .array import DeviceArray
 from .driver import FORKED, checked, unusable

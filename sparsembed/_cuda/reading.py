@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._jit import PRESENT
 from ..kernels.cuda import gather as gather_kernels
 from ..kernels.cuda import pool as pool_kernels
 from . import launch
@@ -60,7 +61,7 @@ def pool(
     if bags.num_bags:
         lanes = launch.lanes_of(dim, out.dtype, weight, out)
         blocks = queue.blocks(bags.num_bags, lanes.groups)
-        where = (bits_of(weight), weight.stride, 1 if gathered else None, *bags.where)
+        where = (bits_of(weight), weight.stride, PRESENT if gathered else None, *bags.where)
         arguments = (*where, bags.weights, mode, padding, dim, out, *lanes, status)
         queue.launch(pool_kernels.pool_rows, blocks, launch.THREADS, *arguments)
 
@@ -81,7 +82,7 @@ def pool_max(
         zero, shift = lanes = launch.lanes_of(dim, out.dtype, weight, out, winners)
         nobody = (np.int32(-1),) * len(zero)
         blocks = queue.blocks(bags.num_bags, lanes.groups)
-        where = (bits_of(weight), weight.stride, 1 if gathered else None, *bags.where)
+        where = (bits_of(weight), weight.stride, PRESENT if gathered else None, *bags.where)
         arguments = (*where, padding, dim, out, winners, zero, nobody, shift, status)
         queue.launch(pool_kernels.pool_max, blocks, launch.THREADS, *arguments)
     return winners

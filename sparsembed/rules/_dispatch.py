@@ -1,7 +1,7 @@
 """How a kernel reaches a rule: functions that the class of `hp` turns into the rule's own.
 
 In plain Python (NUMBA_DISABLE_JIT) the bodies below run; when a kernel is compiled, the
-overloads put the rule's functions, and loads and stores of its slots, in their place.
+overloads put the rule's functions in their place.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from typing import Any
 
 from numba.core import errors
 from numba.core.types.containers import BaseTuple
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
-from ._rule import RULES, Rule
+from ._rule import HELPERS, RULES, Rule
 
 
 def has_row_stage(hp):
@@ -70,110 +70,6 @@ def is_unsettled(s, c, hp):
     return RULES[type(hp)].is_unsettled(s, c, hp)
 
 
-def load(state, i, c, hp):
-    """The slots of element (i, c), as a tuple; state (num_rows, slots, dim)."""
-    return tuple(state[i, k, c] for k in range(len(RULES[type(hp)].slots)))
-
-
-def store(state, i, c, s, hp):
-    """Write the slots of element (i, c)."""
-    for k, value in enumerate(s):
-        state[i, k, c] = value
-
-
-def load_row(row_state, i, hp):
-    """The row slots of row i, as a tuple; row_state (num_rows, row_slots)."""
-    return tuple(row_state[i, k] for k in range(len(RULES[type(hp)].row_slots)))
-
-
-def store_row(row_state, i, r, hp):
-    """Write the row slots of row i."""
-    for k, value in enumerate(r):
-        row_state[i, k] = value
-
-
-# A compiled tuple needs its length spelled out, so there is one reader and writer per length.
-def _load0(state, i, c, hp):
-    return ()
-
-
-def _load1(state, i, c, hp):
-    return (state[i, 0, c],)
-
-
-def _load2(state, i, c, hp):
-    return (state[i, 0, c], state[i, 1, c])
-
-
-def _load3(state, i, c, hp):
-    return (state[i, 0, c], state[i, 1, c], state[i, 2, c])
-
-
-def _load4(state, i, c, hp):
-    return (state[i, 0, c], state[i, 1, c], state[i, 2, c], state[i, 3, c])
-
-
-def _load_row0(row_state, i, hp):
-    return ()
-
-
-def _load_row1(row_state, i, hp):
-    return (row_state[i, 0],)
-
-
-def _load_row2(row_state, i, hp):
-    return (row_state[i, 0], row_state[i, 1])
-
-
-def _load_row3(row_state, i, hp):
-    return (row_state[i, 0], row_state[i, 1], row_state[i, 2])
-
-
-def _store0(state, i, c, s, hp):
-    pass
-
-
-def _store1(state, i, c, s, hp):
-    state[i, 0, c] = s[0]
-
-
-def _store2(state, i, c, s, hp):
-    state[i, 0, c] = s[0]
-    state[i, 1, c] = s[1]
-
-
-def _store3(state, i, c, s, hp):
-    state[i, 0, c] = s[0]
-    state[i, 1, c] = s[1]
-    state[i, 2, c] = s[2]
-
-
-def _store4(state, i, c, s, hp):
-    state[i, 0, c] = s[0]
-    state[i, 1, c] = s[1]
-    state[i, 2, c] = s[2]
-    state[i, 3, c] = s[3]
-
-
-def _store_row0(row_state, i, r, hp):
-    pass
-
-
-def _store_row1(row_state, i, r, hp):
-    row_state[i, 0] = r[0]
-
-
-def _store_row2(row_state, i, r, hp):
-    row_state[i, 0] = r[0]
-    row_state[i, 1] = r[1]
-
-
-def _store_row3(row_state, i, r, hp):
-    row_state[i, 0] = r[0]
-    row_state[i, 1] = r[1]
-    row_state[i, 2] = r[2]
-
-
 def _yes(hp):
     return True
 
@@ -206,24 +102,23 @@ def _settled(s, c, hp):
     return False
 
 
-_LOAD = (_load0, _load1, _load2, _load3, _load4)
-_LOAD_ROW = (_load_row0, _load_row1, _load_row2, _load_row3)
-_STORE = (_store0, _store1, _store2, _store3, _store4)
-_STORE_ROW = (_store_row0, _store_row1, _store_row2, _store_row3)
-
-
 def _rule(hp: Any) -> type[Rule]:
     return RULES[hp.instance_class]
 
 
-def _as_declared(returned: Any, hp: Any, function: str, declared: str) -> int:
+def names_of(hp: Any, which: str) -> tuple[str, ...]:
+    """Return the `slots` or `row_slots` of a rule, given Numba's type of its `hp`."""
+    names: tuple[str, ...] = getattr(_rule(hp), which)
+    return names
+
+
+def returned(value: Any, hp: Any, function: str, which: str) -> int:
     """Refuse to compile a rule that returns more or fewer slots than it declares: it would write elsewhere."""
-    rule = _rule(hp)
-    names = getattr(rule, declared)
-    if not isinstance(returned, BaseTuple) or len(returned) != len(names):
+    names = names_of(hp, which)
+    if not isinstance(value, BaseTuple) or len(value) != len(names):
         raise errors.TypingError(
-            f"{rule.__name__}.{function} must return a tuple of {len(names)} numbers for its {declared} {names}, "
-            f"got {returned}"
+            f"{_rule(hp).__name__}.{function} must return a tuple of {len(names)} numbers for its {which} {names}, "
+            f"got {value}"
         )
     return len(names)
 
@@ -240,10 +135,8 @@ SPECIALISATIONS: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = (
     (catch_up, lambda w, s, c, hp: _rule(hp).catch_up),
     (is_guarded, lambda c, hp: _rule(hp).is_guarded or _not_guarded),
     (is_unsettled, lambda s, c, hp: _rule(hp).is_unsettled or _settled),
-    (load, lambda state, i, c, hp: _LOAD[len(_rule(hp).slots)]),
-    (store, lambda state, i, c, s, hp: _STORE[_as_declared(s, hp, "step", "slots")]),
-    (load_row, lambda row_state, i, hp: _LOAD_ROW[len(_rule(hp).row_slots)]),
-    (store_row, lambda row_state, i, r, hp: _STORE_ROW[_as_declared(r, hp, "row", "row_slots")]),
 )
 for _function, _specialise in SPECIALISATIONS:
     overload(_function)(_specialise)
+for _function in HELPERS:
+    register_jitable(_function)

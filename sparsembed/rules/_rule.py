@@ -15,11 +15,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .._cache import fingerprint
+from ._catch_up import PARTS, CatchUp, collect
 from ._history import History
 
 Schedule = float | Callable[[int], float]
 _LARGEST = {char: float(np.finfo(char).max) for char in "fd"}
 RULES: dict[type, type["Rule"]] = {}  # class of the named tuple -> rule
+HELPERS: list[Callable[..., Any]] = []  # scalar functions that the functions of our own rules share
+_STEP = ("step", "reduce", "reduce_pair", "row", "row_pair", "slots", "row_slots")
+_COMPILED = {*_STEP, "catching_up", *PARTS} - {"history"}  # what kernels find by the class of `hp`
 
 
 class Rule:
@@ -30,8 +34,7 @@ class Rule:
     Hyper : NamedTuple class
         The scalars that the functions below receive as `hp`; one class per rule.
     slots, row_slots : tuple of str
-        Names of the state kept per element, and per row.  Fresh state is zero.  At most four
-        slots and three row slots.
+        Names of the state kept per element, and per row.  Fresh state is zero.
     squares : tuple of str
         Those of them that sum squares: a state in which one is negative is refused.
 
@@ -93,7 +96,8 @@ class Rule:
     row: ClassVar[Callable[..., Any] | None] = None
     row_pair: ClassVar[Callable[..., Any] | None] = None
     step: ClassVar[Callable[..., Any]]
-    # Only for rules that equal their dense namesakes; see `_history`.
+    # Only for rules that equal their dense namesakes: a class, whose parts are attributes of the rule, too.
+    catching_up: ClassVar[type[CatchUp] | None] = None
     Gap: ClassVar[type | None] = None
     gap: ClassVar[Callable[..., Any] | None] = None
     catch_up: ClassVar[Callable[..., Any] | None] = None
@@ -104,10 +108,11 @@ class Rule:
         super().__init_subclass__(**kwargs)
         hyper = cls.__dict__.get("Hyper")
         if hyper is None:
-            if own := {"step", "reduce", "reduce_pair", "row", "row_pair", "slots", "row_slots"} & cls.__dict__.keys():
+            if own := _COMPILED & cls.__dict__.keys():
                 raise TypeError(f"{cls.__name__} defines {sorted(own)}, so it needs a Hyper class of its own")
             return  # inherits its functions and their compiled form
         _check_class(cls, hyper)
+        collect(cls)
         RULES[hyper] = cls
         hyper.fingerprint = staticmethod(lambda: _fingerprint(cls))
         # Numba names machine code after __name__; two modules may both define a "MyHyper".
@@ -134,7 +139,7 @@ class Rule:
 
     def history(self, dtype: np.dtype[Any], base: int) -> History:
         """Start a history at a step that every row has taken; only for rules with a `catch_up`."""
-        raise NotImplementedError(f"{type(self).__name__} must define history(self, dtype, base)")
+        return (self.catching_up or CatchUp).history(self, dtype, base)
 
     def rate(self, step: int) -> float:
         """Return the learning rate at a step; `lr` is a number or a callable of the step."""
@@ -159,6 +164,12 @@ class Rule:
         if not sum(map(abs, values)) <= _LARGEST[dtype.char]:  # False for NaN, too
             raise ValueError(f"{self} at step {step} gives {values}, which {dtype} cannot hold; use smaller numbers")
         return type(self).Hyper(*map(dtype.type, values))
+
+
+def helper(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let functions of a rule call a scalar function, in kernels of both devices."""
+    HELPERS.append(function)
+    return function
 
 
 def but_lr(rule: Any) -> dict[str, Any]:
@@ -194,8 +205,6 @@ def _check_class(cls: type[Rule], hyper: type) -> None:
     if hyper in RULES and RULES[hyper].__qualname__ != cls.__qualname__:
         other = RULES[hyper].__name__
         raise TypeError(f"{cls.__name__}.Hyper is already the Hyper of {other}; give each rule its own class")
-    if len(cls.slots) > 4 or len(cls.row_slots) > 3:
-        raise TypeError(f"{cls.__name__} may have at most 4 slots and 3 row slots")
     if wrong := sorted({*cls.squares} - {*cls.slots, *cls.row_slots}):
         raise TypeError(f"{cls.__name__}.squares names {wrong}, which are none of its slots and row_slots")
     if (cls.reduce is None) != (cls.row is None) or (cls.reduce_pair is None) != (cls.row_pair is None):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ._catch_up import CatchUp
 from ._history import FARTHEST, History
 from ._rule import Rule, Schedule, check_betas
 
@@ -38,6 +39,77 @@ class AdamGap(NamedTuple):
     beta1: float
     beta2: float
     one: float
+
+
+class AdamCatchUp(CatchUp):
+    """The series of the notes of `Adam`."""
+
+    Gap = AdamGap
+
+    @staticmethod
+    def history(rule: Any, dtype: np.dtype[Any], base: int) -> History:
+        far = int(reach(*rule.betas))
+        log2 = math.log(rule.betas[1]) if rule.betas[1] else -math.inf
+        ages = np.vstack([np.array([rule.betas]) ** np.arange(far + 1)[:, None], [[0.0, log2]]])
+        # Roundings of a float32 sum are larger than a float64 term: each dtype has its own limit.
+        rounding = 2.0**-26 if dtype == np.float32 else 2.0**-54
+
+        def advance(history: History, t: int) -> tuple[int, Any]:
+            low, (step_size, root, *_, keep) = max(0, t - far), history.exact[t]
+            rows = history.entries[low : t + 1].copy()
+            young = rows[:-1]
+            young[-1, _CENTER] = sqrt(rule.betas[1]) * root
+            age = np.arange(t - low, 0, -1)
+            young[:, : _MOMENTS + 1] *= keep
+            with np.errstate(all="ignore"):  # a moment that overflows is not used: see `gap`
+                x = young[:, _CENTER] / (np.sqrt(ages[age, 1]) * root)
+                term = np.where(ages[age, 0] > 0, step_size * ages[age, 0] * x, 0)
+                for q in range(_MOMENTS + 1):
+                    young[:, q] += term
+                    term = term * (x - 1)
+                ratio = np.abs(young[:, 0] / young[:, _MOMENTS])
+            young[:, _LIMIT] = np.sqrt(np.sqrt(rounding * np.where(young[:, _MOMENTS], ratio, math.inf)))
+            product = rows[-2, _PRODUCT] * keep
+            young[:, _UNTIL] = product
+            rows[-1] = 0
+            rows[-1, [_PRODUCT, _UNTIL, _LIMIT]] = product, product, math.inf
+            return low, rows
+
+        first = (0.0,) * _CENTER + (0.0, math.inf, 1.0, 1.0)
+        return History(9, 8, ages, far, advance, dtype, base, _PRODUCT, first)
+
+    @staticmethod
+    def gap(entries, first, newest, ages, reach, out, hp):
+        product, until = entries[newest, 7], entries[first, 8]
+        share = product / until if product != until else 1.0
+        out[0] = product / entries[first, 7]
+        out[1] = entries[first, 5]
+        for q in range(4):
+            out[2 + q] = entries[first, q] * share
+        out[6] = entries[first, 6]
+        if not abs(entries[first, 4]) < 1e30:  # float32 holds less than 3.4e38: no series but its first term
+            out[3], out[4], out[5], out[6] = 0.0, 0.0, 0.0, 0.0
+        missed = newest - first
+        if missed <= reach:
+            out[7], out[8] = ages[missed, 0], ages[missed, 1]
+        else:
+            out[7], out[8] = 0.0, exp(missed * ages[reach + 1, 1])
+        out[9] = 1.0
+
+    @staticmethod
+    def is_guarded(c, hp):
+        return not c.limit >= c.one
+
+    @staticmethod
+    def is_unsettled(s, c, hp):
+        return s[0] != 0 and hp.eps > c.limit * (sqrt(s[1]) * c.center + hp.eps)
+
+    @staticmethod
+    def catch_up(w, s, c, hp):
+        y = c.one / (sqrt(s[1]) * c.center + hp.eps)
+        d = hp.eps * y
+        change = s[0] * y * (c.n0 - d * (c.n1 - d * (c.n2 - d * c.n3))) if s[0] != 0 and c.n0 != 0 else s[0] - s[0]
+        return c.keep * w - change, (s[0] * c.beta1, s[1] * c.beta2)
 
 
 @dataclass(frozen=True)
@@ -100,7 +172,7 @@ class Adam(Rule):
     weight_decay: float = 0.0
 
     Hyper = AdamHyper
-    Gap = AdamGap
+    catching_up = AdamCatchUp
     slots = ("exp_avg", "exp_avg_sq")
     squares = ("exp_avg_sq",)
 
@@ -135,71 +207,6 @@ class Adam(Rule):
         # A fresh row without a gradient stays, also where eps is zero (0 / 0).
         change = m / (sqrt(v) * hp.root + hp.eps) if m != 0 else m
         return hp.keep * w - hp.step_size * change, (m, v)
-
-    def history(self, dtype: np.dtype[Any], base: int) -> History:
-        """Start a history at a step that every row has taken."""
-        far = int(reach(*self.betas))
-        log2 = math.log(self.betas[1]) if self.betas[1] else -math.inf
-        ages = np.vstack([np.array([self.betas]) ** np.arange(far + 1)[:, None], [[0.0, log2]]])
-        # Roundings of a float32 sum are larger than a float64 term: each dtype has its own limit.
-        rounding = 2.0**-26 if dtype == np.float32 else 2.0**-54
-
-        def advance(history: History, t: int) -> tuple[int, Any]:
-            low, (step_size, root, *_, keep) = max(0, t - far), history.exact[t]
-            rows = history.entries[low : t + 1].copy()
-            young = rows[:-1]
-            young[-1, _CENTER] = sqrt(self.betas[1]) * root
-            age = np.arange(t - low, 0, -1)
-            young[:, : _MOMENTS + 1] *= keep
-            with np.errstate(all="ignore"):  # a moment that overflows is not used: see `gap`
-                x = young[:, _CENTER] / (np.sqrt(ages[age, 1]) * root)
-                term = np.where(ages[age, 0] > 0, step_size * ages[age, 0] * x, 0)
-                for q in range(_MOMENTS + 1):
-                    young[:, q] += term
-                    term = term * (x - 1)
-                ratio = np.abs(young[:, 0] / young[:, _MOMENTS])
-            young[:, _LIMIT] = np.sqrt(np.sqrt(rounding * np.where(young[:, _MOMENTS], ratio, math.inf)))
-            product = rows[-2, _PRODUCT] * keep
-            young[:, _UNTIL] = product
-            rows[-1] = 0
-            rows[-1, [_PRODUCT, _UNTIL, _LIMIT]] = product, product, math.inf
-            return low, rows
-
-        first = (0.0,) * _CENTER + (0.0, math.inf, 1.0, 1.0)
-        return History(9, 8, ages, far, advance, dtype, base, _PRODUCT, first)
-
-    @staticmethod
-    def gap(entries, first, newest, ages, reach, out, hp):
-        product, until = entries[newest, 7], entries[first, 8]
-        share = product / until if product != until else 1.0
-        out[0] = product / entries[first, 7]
-        out[1] = entries[first, 5]
-        for q in range(4):
-            out[2 + q] = entries[first, q] * share
-        out[6] = entries[first, 6]
-        if not abs(entries[first, 4]) < 1e30:  # float32 holds less than 3.4e38: no series but its first term
-            out[3], out[4], out[5], out[6] = 0.0, 0.0, 0.0, 0.0
-        missed = newest - first
-        if missed <= reach:
-            out[7], out[8] = ages[missed, 0], ages[missed, 1]
-        else:
-            out[7], out[8] = 0.0, exp(missed * ages[reach + 1, 1])
-        out[9] = 1.0
-
-    @staticmethod
-    def is_guarded(c, hp):
-        return not c.limit >= c.one
-
-    @staticmethod
-    def is_unsettled(s, c, hp):
-        return s[0] != 0 and hp.eps > c.limit * (sqrt(s[1]) * c.center + hp.eps)
-
-    @staticmethod
-    def catch_up(w, s, c, hp):
-        y = c.one / (sqrt(s[1]) * c.center + hp.eps)
-        d = hp.eps * y
-        change = s[0] * y * (c.n0 - d * (c.n1 - d * (c.n2 - d * c.n3))) if s[0] != 0 and c.n0 != 0 else s[0] - s[0]
-        return c.keep * w - change, (s[0] * c.beta1, s[1] * c.beta2)
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,7 @@ class AdamW(Adam):
 def reach(beta1: float, beta2: float) -> float:
     """How many steps without a gradient still move a row by more than 2**-64 of the first.
 
-    In float32, too: where the learning rate is small at first and grows, the late steps are the large ones.
+    In float32, too: where the learning rate is small at first and grows, the later steps are the large ones.
     """
     if beta1 == 0:
         return 1

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any, NamedTuple
 
-from ._rule import Rule, Schedule, check_betas
+from ._rule import Rule, Schedule, check_betas, helper
 
 
 class LAMBHyper(NamedTuple):
@@ -16,6 +16,14 @@ class LAMBHyper(NamedTuple):
     eps: float
     decay: float
     one: float
+
+
+@helper
+def _direction(w, g, s, hp):
+    """Return Adam's step with decay, for a rate of 1, and the new moments."""
+    m = s[0] + hp.rest1 * (g - s[0])
+    v = s[1] + hp.rest2 * (g * g - s[1])
+    return (hp.scale * m / (sqrt(v) * hp.root + hp.eps) if m != 0 else m) + hp.decay * w, m, v
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,7 @@ class LAMB(Rule):
 
     @staticmethod
     def reduce_pair(w, g, s, hp):
-        m = s[0] + hp.rest1 * (g - s[0])
-        v = s[1] + hp.rest2 * (g * g - s[1])
-        u = (hp.scale * m / (sqrt(v) * hp.root + hp.eps) if m != 0 else m) + hp.decay * w
+        u, _, _ = _direction(w, g, s, hp)
         return w * w, u * u
 
     @staticmethod
@@ -92,7 +98,5 @@ class LAMB(Rule):
 
     @staticmethod
     def step(w, g, s, a, hp):
-        m = s[0] + hp.rest1 * (g - s[0])
-        v = s[1] + hp.rest2 * (g * g - s[1])
-        u = (hp.scale * m / (sqrt(v) * hp.root + hp.eps) if m != 0 else m) + hp.decay * w
+        u, m, v = _direction(w, g, s, hp)
         return w - hp.lr * a * u, (m, v)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ._catch_up import CatchUp
 from ._history import History
 from ._rule import Rule, Schedule, check_number
 
@@ -20,6 +21,25 @@ class RMSpropHyper(NamedTuple):
 
 class RMSpropGap(NamedTuple):
     alpha: float
+
+
+class RMSpropCatchUp(CatchUp):
+    """A power of `alpha`."""
+
+    Gap = RMSpropGap
+
+    @staticmethod
+    def history(rule: Any, dtype: np.dtype[Any], base: int) -> History:
+        log = math.log(rule.alpha) if rule.alpha else -math.inf
+        return History(1, 4, np.array([[log]]), 0, None, dtype, base)
+
+    @staticmethod
+    def gap(entries, first, newest, ages, reach, out, hp):
+        out[0] = exp((newest - first) * ages[0, 0])
+
+    @staticmethod
+    def catch_up(w, s, c, hp):
+        return w, (s[0] * c.alpha,)
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,7 @@ class RMSprop(Rule):
     eps: float = 1e-8
 
     Hyper = RMSpropHyper
-    Gap = RMSpropGap
+    catching_up = RMSpropCatchUp
     slots = ("square_avg",)
     squares = ("square_avg",)
 
@@ -84,16 +104,3 @@ class RMSprop(Rule):
         # A row without a gradient stays, also where v and eps are zero (0 / 0).
         change = g / (sqrt(v) + hp.eps) if g != 0 else g
         return w - hp.lr * change, (v,)
-
-    def history(self, dtype: np.dtype[Any], base: int) -> History:
-        """Start a history at a step that every row has taken."""
-        log = math.log(self.alpha) if self.alpha else -math.inf
-        return History(1, 4, np.array([[log]]), 0, None, dtype, base)
-
-    @staticmethod
-    def gap(entries, first, newest, ages, reach, out, hp):
-        out[0] = exp((newest - first) * ages[0, 0])
-
-    @staticmethod
-    def catch_up(w, s, c, hp):
-        return w, (s[0] * c.alpha,)

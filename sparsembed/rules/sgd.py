@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ._catch_up import CatchUp
 from ._history import FARTHEST, History
 from ._rule import Rule, Schedule, check_number, plain
 
@@ -133,26 +134,13 @@ class DecayedSGDGap(NamedTuple):
     keep: float
 
 
-@dataclass(frozen=True, repr=False)
-class DecayedSGD(SGD):
-    """SGD with weight decay and without momentum: rows shrink by a factor a step."""
+class DecayedSGDCatchUp(CatchUp):
+    """A product of factors."""
 
-    Hyper = DecayedSGDHyper
     Gap = DecayedSGDGap
 
-    def _check(self, name: str, value: Any) -> None:
-        super()._check(name, value)
-        if name == "momentum" and value != 0:
-            raise ValueError(f"SGD(momentum={value!r}) keeps state that SGD without momentum has not; make a new SGD")
-
-    def hyper(self, step: int) -> tuple[float, ...]:
-        return self.rate(step), self.weight_decay
-
     @staticmethod
-    def step(w, g, s, a, hp):
-        return w - hp.lr * (g + hp.l2 * w), s
-
-    def history(self, dtype: np.dtype[Any], base: int) -> History:
+    def history(rule: Any, dtype: np.dtype[Any], base: int) -> History:
         def advance(history: History, t: int) -> tuple[int, Any]:
             lr, l2 = history.exact[t]
             return t, history.entries[t - 1 : t] * (1 - lr * l2)
@@ -166,6 +154,26 @@ class DecayedSGD(SGD):
     @staticmethod
     def catch_up(w, s, c, hp):
         return c.keep * w, s
+
+
+@dataclass(frozen=True, repr=False)
+class DecayedSGD(SGD):
+    """SGD with weight decay and without momentum: rows shrink by a factor a step."""
+
+    Hyper = DecayedSGDHyper
+    catching_up = DecayedSGDCatchUp
+
+    def _check(self, name: str, value: Any) -> None:
+        super()._check(name, value)
+        if name == "momentum" and value != 0:
+            raise ValueError(f"SGD(momentum={value!r}) keeps state that SGD without momentum has not; make a new SGD")
+
+    def hyper(self, step: int) -> tuple[float, ...]:
+        return self.rate(step), self.weight_decay
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        return w - hp.lr * (g + hp.l2 * w), s
 
 
 class MomentumSGDHyper(NamedTuple):
@@ -186,28 +194,15 @@ class MomentumSGDGap(NamedTuple):
     bb: float
 
 
-@dataclass(frozen=True, repr=False)
-class MomentumSGD(SGD):
-    """SGD with momentum."""
+class MomentumSGDCatchUp(CatchUp):
+    """A product of matrices."""
 
-    Hyper = MomentumSGDHyper
     Gap = MomentumSGDGap
-    slots = ("momentum_buffer",)
-
-    def hyper(self, step: int) -> tuple[float, ...]:
-        rest = 1 - self.dampening if step > 1 else 1.0
-        own, ahead = (1.0, self.momentum) if self.nesterov else (0.0, 1.0)
-        return self.rate(step), self.momentum, rest, self.weight_decay, own, ahead
 
     @staticmethod
-    def step(w, g, s, a, hp):
-        d = g + hp.l2 * w
-        b = hp.momentum * s[0] + hp.rest * d
-        return w - hp.lr * (hp.own * d + hp.ahead * b), (b,)
-
-    def history(self, dtype: np.dtype[Any], base: int) -> History:
+    def history(rule: Any, dtype: np.dtype[Any], base: int) -> History:
         # The faster mode fades at least as fast as the root of momentum, times two steps.
-        far = int(reach(self.momentum)) * (2 if self.weight_decay else 1)
+        far = int(reach(rule.momentum)) * (2 if rule.weight_decay else 1)
 
         def advance(history: History, t: int) -> tuple[int, Any]:
             first, (ww, wb, bw, bb) = max(0, t - far), _matrix(history.exact[t])
@@ -244,6 +239,26 @@ class MomentumSGD(SGD):
     @staticmethod
     def catch_up(w, s, c, hp):
         return c.ww * w + c.wb * s[0], (c.bw * w + c.bb * s[0],)
+
+
+@dataclass(frozen=True, repr=False)
+class MomentumSGD(SGD):
+    """SGD with momentum."""
+
+    Hyper = MomentumSGDHyper
+    catching_up = MomentumSGDCatchUp
+    slots = ("momentum_buffer",)
+
+    def hyper(self, step: int) -> tuple[float, ...]:
+        rest = 1 - self.dampening if step > 1 else 1.0
+        own, ahead = (1.0, self.momentum) if self.nesterov else (0.0, 1.0)
+        return self.rate(step), self.momentum, rest, self.weight_decay, own, ahead
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        d = g + hp.l2 * w
+        b = hp.momentum * s[0] + hp.rest * d
+        return w - hp.lr * (hp.own * d + hp.ahead * b), (b,)
 
 
 def _matrix(hyper: Any) -> tuple[float, float, float, float]:

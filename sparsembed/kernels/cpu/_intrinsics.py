@@ -1,4 +1,4 @@
-"""LLVM-level instructions of the CPU kernels: addresses, prefetch, streaming, sums of lanes, half floats.
+"""LLVM-level instructions of the CPU kernels: addresses, prefetch, streaming, sums of lanes.
 
 Each has a plain-Python twin, used when NUMBA_DISABLE_JIT is set.
 """
@@ -171,18 +171,6 @@ def tuple_at(typing, array, i, like):
     return like(array, types.intp, like), codegen
 
 
-@intrinsic
-def _as_float(typing, value):
-    """Return a float as it is, and a uint16 as the float16 whose bits it holds, in float32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if signature.args[0] != types.uint16:
-            return arguments[0]
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
-
-    return (types.float32 if value == types.uint16 else value)(value), codegen
-
-
 if config.DISABLE_JIT:
 
     def row_address(array, row):
@@ -208,15 +196,6 @@ if config.DISABLE_JIT:
 
     def tuple_at(array, i, like):
         return type(like)(*array[i, : len(like)])  # rows may be padded
-
-    def _as_float(value):
-        return np.float32(value.view(np.float16)) if value.dtype == np.uint16 else value
-
-
-@inline
-def element(array, r, c):
-    """One element; the rows of a float16 table arrive as uint16."""
-    return _as_float(array[r, c])
 
 
 @inline

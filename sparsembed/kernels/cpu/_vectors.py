@@ -14,6 +14,8 @@ from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic, models, register_model
 
+from ._elements import bytes_of, held, widen
+
 WIDE, NARROW, _LINE = 256, 64, 64  # bytes
 _I16, _I32 = ir.IntType(16), ir.IntType(32)
 
@@ -61,36 +63,34 @@ def _mask(builder: Any, width: int, count: Any) -> Any:
 
 
 def _name(item: Any, width: int) -> str:
-    bits = {ir.HalfType(): "i16", ir.FloatType(): "f32", ir.DoubleType(): "f64"}[item]
+    bits = {_I16: "i16", ir.FloatType(): "f32", ir.DoubleType(): "f64"}[item]
     return f"v{width}{bits}.p0"
 
 
 @intrinsic
-def load(typing, array, address, like, rest):
+def load_vector(typing, array, address, like, rest):
     """Read lanes as wide as `like`, or only the first `rest` of them, from memory that holds what `array` does."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind, half = context.get_value_type(like), signature.args[0].dtype == types.uint16
-        held = ir.VectorType(ir.HalfType() if half else kind.element, like.width)
-        raw = ir.VectorType(_I16, like.width) if half else held
+        stored, size = signature.args[0].dtype, bytes_of(signature.args[0].dtype)
+        raw = ir.VectorType(held(stored, context.get_value_type(like).element), like.width)
         pointer = builder.inttoptr(arguments[1], raw.as_pointer())
         if rest == types.none:
-            value = builder.load(pointer, align=2 if half else like.dtype.bitwidth // 8)
+            value = builder.load(pointer, align=size)
         else:
             mask = _mask(builder, like.width, arguments[3])
             function = ir.FunctionType(raw, [pointer.type, _I32, mask.type, raw])
-            name = f"llvm.masked.load.{_name(held.element, like.width)}"
+            name = f"llvm.masked.load.{_name(raw.element, like.width)}"
             masked = cgutils.get_or_insert_function(builder.module, function, name)
-            align = _I32(2 if half else like.dtype.bitwidth // 8)
-            value = builder.call(masked, [pointer, align, mask, ir.Constant(raw, None)])
-        return builder.fpext(builder.bitcast(value, held), kind) if half else value
+            value = builder.call(masked, [pointer, _I32(size), mask, ir.Constant(raw, None)])
+        return widen(builder, value, stored)
 
     return like(array, types.intp, like, rest), codegen
 
 
 @intrinsic
-def fetch(typing, address, like):
-    """Ask for the cache lines that `load` will need soon, and for one more if they start within a line.
+def fetch_vector(typing, address, like):
+    """Ask for the cache lines that `load_vector` will need soon, and for one more if they start within a line.
 
     A constant number of instructions: the tests and jumps of `prefetch` cost 15 % of a sum in the cache.
     """
@@ -109,7 +109,7 @@ def fetch(typing, address, like):
 
 
 @intrinsic
-def save(typing, address, value, rest):
+def save_vector(typing, address, value, rest):
     """Write lanes, or only the first `rest` of them."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -160,16 +160,16 @@ if config.DISABLE_JIT:
     def narrow(like):
         return np.zeros(NARROW // like.itemsize, like.dtype)
 
-    def load(array, address, like, rest):
+    def load_vector(array, address, like, rest):
         count = len(like) if rest is None else rest
         lanes = np.zeros(len(like), like.dtype)
         lanes[:count] = _at(address, count, np.float16 if array.dtype == np.uint16 else array.dtype)
         return lanes
 
-    def fetch(address, like):
+    def fetch_vector(address, like):
         pass
 
-    def save(address, value, rest):
+    def save_vector(address, value, rest):
         count = len(value) if rest is None else rest
         _at(address, count, value.dtype)[:] = value[:count]
 

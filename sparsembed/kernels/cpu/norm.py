@@ -1,20 +1,27 @@
-"""Norms of rows in float64, and rows scaled down to a largest norm.
-
-`limit` = (largest norm, p, what is added to a norm that divides, share, terms): `terms` (threads, padded) is
-room for a row of float64, zeros behind dim; `share`, a little below one, makes up for rounding, so that a row
-that was scaled once is not scaled again.
-"""
+"""Norms of rows in float64, and rows scaled down to a largest norm."""
 
 from math import inf, sqrt
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..._jit import inline, kernel
-from ._intrinsics import element, lane_sum
+from ._elements import load, save
+from ._intrinsics import lane_sum
 from ._sharing import claim, enter, finish, join, leave
 from .segment import dot
 
 _SMALL = 2.0**-900  # sums of squares from here on have lost nothing to underflow
+
+
+class Limit(NamedTuple):
+    """The largest norm of a row; kernels are given the plain tuple, or None where norms have no limit."""
+
+    most: Any  # the largest norm
+    p: Any
+    extra: Any  # what is added to a norm that divides
+    share: Any  # a little below one: makes up for rounding, so that a row that was scaled once is not scaled again
+    terms: Any  # scratch (threads, padded dim) of float64, zeros behind dim
 
 
 @inline
@@ -26,7 +33,7 @@ def _row_norm(array, r, p, terms):
             return sqrt(total)
     largest = 0.0
     for c in range(array.shape[1]):
-        size = abs(np.float64(element(array, r, c)))
+        size = abs(np.float64(load(array, r, c)))
         if size > largest or size != size:
             largest = size
     if largest == 0 or largest - largest != 0:
@@ -34,7 +41,7 @@ def _row_norm(array, r, p, terms):
     if p == inf:
         return largest
     for c in range(array.shape[1]):  # in units of the largest: no power over- or underflows
-        size = abs(np.float64(element(array, r, c))) / largest
+        size = abs(np.float64(load(array, r, c))) / largest
         terms[c] = size if p == 1 else size**p
     return largest * lane_sum(terms) ** (1 / p)
 
@@ -42,12 +49,12 @@ def _row_norm(array, r, p, terms):
 @inline
 def clip_row(array, r, limit, member):
     """Scale row r down if its norm is too large."""
-    most, p, extra, share, terms = limit
-    norm = _row_norm(array, r, p, terms[member])
-    if norm > most:
-        scale = most / (norm + extra) * share
+    limit = Limit(*limit)
+    norm = _row_norm(array, r, limit.p, limit.terms[member])
+    if norm > limit.most:
+        scale = limit.most / (norm + limit.extra) * limit.share
         for c in range(array.shape[1]):
-            array[r, c] = scale * array[r, c]
+            save(array, r, c, scale * load(array, r, c))
 
 
 @kernel

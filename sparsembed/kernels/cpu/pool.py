@@ -1,7 +1,7 @@
 """Pool the rows of bags, and carry gradients from bags back to occurrences and weights.
 
 Shared names: `ids` (n,), `offsets` (num_bags + 1,), `weights` (n,) per-sample weights or None,
-`padding` the id to leave out or -1, `mode` one of SUM, MEAN, SQRTN, MAX, `deferred` as in `catch_up`.
+`padding` the id to leave out or -1, `mode` one of SUM, MEAN, SQRTN, MAX, `catching_up` a `CatchingUp`.
 """
 
 from math import sqrt
@@ -9,10 +9,11 @@ from math import sqrt
 import numpy as np
 
 from ..._jit import inline, kernel
-from ._intrinsics import clear, element, row_address
+from ._elements import load
+from ._intrinsics import clear, row_address
 from ._sharing import claim, enter, finish, join, leave, within
-from ._vectors import NARROW, WIDE, add, divide, fetch, load, multiply, narrow, save, wide
-from .catch_up import AHEAD, AHEAD_DEFERRED, catch_up_row, prefetch_row
+from ._vectors import NARROW, WIDE, add, divide, fetch_vector, load_vector, multiply, narrow, save_vector, wide
+from .catch_up import AHEAD, AHEAD_CATCHING_UP, CatchingUp, Missed, catch_up_row, prefetch_row
 from .segment import dot
 
 SUM, MEAN, SQRTN, MAX = 0, 1, 2, 3
@@ -37,28 +38,28 @@ def _divisor(ids, first, last, weights, mode, padding):
 
 
 @inline
-def _read(weight, r, member, deferred):
+def _read(weight, r, member, catching_up):
     """Return (array, row) where row r stands, brought up to date."""
-    if deferred is None:
+    if catching_up is None:
         return weight, r
-    state, hp, lag = deferred
-    catch_up_row(weight, state, r, member, lag, False, hp)
-    return lag[7], np.uintp(member)
+    table = CatchingUp(*catching_up)
+    catch_up_row(weight, table.state, r, member, table.missed, False, table.hp)
+    return Missed(*table.missed).rows, np.uintp(member)
 
 
 @inline
-def _add_rows(total, weight, bag, weights, lines, member, deferred):
+def _add_rows(total, weight, bag, weights, lines, member, catching_up):
     """Add the rows of one bag in order, in memory: for rows that catch up, or whose numbers are apart."""
     ids, first, last, padding, claims = bag
-    reach = AHEAD if deferred is None else AHEAD_DEFERRED
+    reach = AHEAD if catching_up is None else AHEAD_CATCHING_UP
     for p in range(first, last):
         if p + reach < ids.shape[0]:
-            prefetch_row(weight, ids[p + reach], lines, deferred)
+            prefetch_row(weight, ids[p + reach], lines, catching_up)
         if ids[p] != padding:
-            array, row = _read(weight, within(ids[p], weight.shape[0], claims), member, deferred)
+            array, row = _read(weight, within(ids[p], weight.shape[0], claims), member, catching_up)
             factor = _factor(weights, p, total)
             for c in range(total.shape[0]):
-                total[c] += factor * element(array, row, c)
+                total[c] += factor * load(array, row, c)
 
 
 @inline
@@ -69,21 +70,21 @@ def _pool_columns(total, rest, c, weight, bag, weights, divisor, out, b):
     size, ahead = np.uintp(ids.shape[0]), np.uintp(AHEAD)
     for p in range(np.uintp(first), np.uintp(last)):  # unsigned: an index that may be negative costs a test
         if p + ahead < size:
-            fetch(start + np.int64(ids[p + ahead]) * stride, total)
+            fetch_vector(start + np.int64(ids[p + ahead]) * stride, total)
         if ids[p] != padding:
             r = np.int64(within(ids[p], weight.shape[0], claims))
-            part = load(weight, start + r * stride, total, rest)
+            part = load_vector(weight, start + r * stride, total, rest)
             if weights is not None:
                 part = multiply(part, weights[p])
             total = add(total, part)
     if divisor != 1:  # 10 ns for four registers, the time of three rows
         total = divide(total, divisor)
-    save(row_address(out, b) + c * out.itemsize, total, rest)
+    save_vector(row_address(out, b) + c * out.itemsize, total, rest)
 
 
 @kernel
 def pool_rows(
-    claims, num_blocks, block_size, weight, ids, offsets, weights, mode, padding, lines, scratch, deferred, out
+    claims, num_blocks, block_size, weight, ids, offsets, weights, mode, padding, lines, scratch, catching_up, out
 ):
     """Write the sum, mean or sqrtn of each bag's rows to `out` (num_bags, dim)."""
     if not enter(claims):
@@ -91,7 +92,7 @@ def pool_rows(
     member, dim = join(claims), out.shape[1]
     total, width = scratch[member], WIDE // out.itemsize
     rest = dim % width
-    together = deferred is None and (weight.strides[1] == weight.itemsize or dim == 1)
+    together = catching_up is None and (weight.strides[1] == weight.itemsize or dim == 1)
     block = claim(claims)
     while block < num_blocks:
         for b in range(block * block_size, min((block + 1) * block_size, out.shape[0])):
@@ -108,7 +109,7 @@ def pool_rows(
                 continue
             clear(total)
             if divisor != 0:
-                _add_rows(total, weight, bag, weights, lines, member, deferred)
+                _add_rows(total, weight, bag, weights, lines, member, catching_up)
             for c in range(dim):
                 out[b, c] = total[c] / divisor if divisor != 0 else 0
         finish(claims)
@@ -117,7 +118,7 @@ def pool_rows(
 
 
 @kernel
-def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, deferred, out, winners):
+def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, catching_up, out, winners):
     """Write the maximum of each bag's rows, and which occurrence won (-1 in an empty bag).
 
     Ties go to the first occurrence; a NaN wins over every number.
@@ -134,9 +135,9 @@ def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, defe
             for p in range(np.int64(offsets[b]), np.int64(offsets[b + 1])):
                 if ids[p] == padding:
                     continue
-                array, r = _read(weight, within(ids[p], weight.shape[0], claims), member, deferred)
+                array, r = _read(weight, within(ids[p], weight.shape[0], claims), member, catching_up)
                 for c in range(out.shape[1]):
-                    value, best = element(array, r, c), out[b, c]
+                    value, best = load(array, r, c), out[b, c]
                     if empty or (best == best and (value > best or value != value)):
                         out[b, c], winners[b, c] = value, p
                 empty = False

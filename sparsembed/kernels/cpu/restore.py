@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..._jit import inline, kernel
+from ._elements import clear_row
 from ._intrinsics import copy
 from ._sharing import claim, enter, finish, leave
 from .catch_up import STEP, restart
@@ -37,8 +38,7 @@ def restore_rows(claims, num_blocks, block_size, jobs, weight, padding, last, st
             for r in range(first, end):
                 _copy_row(jobs[j], np.int64(r))
         if first <= padding < end:
-            for c in range(weight.shape[1]):
-                weight[padding, c] = 0
+            clear_row(weight, padding)
         for r in range(first, min(end, last.shape[0])):
             last[r] = step
         finish(claims)

@@ -32,18 +32,18 @@ def _bag_of(offsets, i):
 
 
 @inline
-def _pack(ids, first, last, num_rows, bag_offsets, shift, keys, counts, mask):
-    """Put each id above its label, count lowest digits, return whether all ids are in range."""
+def _pack(ids, first, last, num_rows, bag_offsets, by_label, shift, keys, counts, mask):
+    """Put each id above what follows it in a key, count lowest digits, return whether all ids are in range."""
     bad = False
     bag, end = 0, 0
-    if bag_offsets is not None and first < last:
+    if bag_offsets is not None and by_label is None and first < last:
         bag = _bag_of(bag_offsets, first)
         end = bag_offsets[bag + 1]
     for i in range(np.uintp(first), np.uintp(last)):  # unsigned: an index that may be negative costs a test
-        key = np.uint64(ids[i])
+        key = np.uint64(ids[i] if by_label is None else ids[by_label[i]])
         bad |= key >= np.uint64(num_rows)
         counts[np.uintp(key & mask)] += 1
-        if bag_offsets is None:
+        if bag_offsets is None or by_label is not None:
             keys[i] = key << np.uint64(shift) | np.uint64(i)
         else:
             while i >= end:
@@ -96,7 +96,16 @@ def _insert(keys):
 
 
 @inline
-def _write_segments(keys, first, last, shift, k, rows, order, offsets, longer):
+def _entry(low, bag_offsets, by_label):
+    """Return what `order` holds of an occurrence, given what follows its id in the key."""
+    if by_label is None:
+        return low
+    i = np.uint64(by_label[low])
+    return i if bag_offsets is None else np.uint64(_bag_of(bag_offsets, np.int64(i)))
+
+
+@inline
+def _write_segments(keys, first, last, shift, k, bag_offsets, by_label, rows, order, offsets, longer):
     """Split the sorted keys of a block; return how many of its segments are longer than `longer`."""
     n, longer, hot = np.uintp(keys.shape[0]), np.uintp(longer), 0
     mask, shift = np.uint64((1 << shift) - 1), np.uint64(shift)
@@ -104,7 +113,7 @@ def _write_segments(keys, first, last, shift, k, rows, order, offsets, longer):
     k = np.uintp(k)
     for i in range(np.uintp(first), np.uintp(last)):
         row = keys[i] >> shift
-        order[i] = keys[i] & mask
+        order[i] = _entry(keys[i] & mask, bag_offsets, by_label)
         if row != previous:
             rows[k], offsets[k] = row, i
             if i + longer < n and keys[i + longer] >> shift == row:
@@ -124,6 +133,7 @@ def sort_ids(
     ids,
     num_rows,
     bag_offsets,
+    by_label,
     radix,
     keys,
     spare,
@@ -138,8 +148,10 @@ def sort_ids(
 ):
     """Sort ids (n,) into `rows`, `order` and `offsets`, unless one is out of range.
 
-    An occurrence's label, which `order` holds, is its position, or its bag if `bag_offsets` is not None;
-    `radix` = (bits of a label, digits of an id to sort by, bits of a digit), no digit for insertion; `keys` and
+    `order` holds the position of an occurrence, or its bag if `bag_offsets` is not None.  Equal ids are in the order of
+    `by_label` (n,), which holds the position of each occurrence once, or of their positions if it is None.  A key is an
+    id above its place in that order, or its bag.  `radix` = (bits of the latter, digits of an id to sort by, bits of a
+    digit), no digit for insertion; `keys` and
     `spare` (n,) uint64, of which `order` and `offsets` may share the memory of the one that the sorted keys do
     not end up in; `counts` and `places` (blocks, 2 ** width) of zeros; `phases` (2 + 2 * digits, SLOTS) of zeros;
     `found` (blocks, 3): whether a block has ids out of range, its rows, its segments longer than `longer`.
@@ -153,7 +165,7 @@ def sort_ids(
     block = claim(phases[phase])
     while block < num_blocks:
         first, last = block * block_size, min((block + 1) * block_size, n)
-        found[block, 0] = _pack(ids, first, last, num_rows, bag_offsets, shift, keys, counts[block], mask)
+        found[block, 0] = _pack(ids, first, last, num_rows, bag_offsets, by_label, shift, keys, counts[block], mask)
         finish(phases[phase])
         block = claim(phases[phase])
     wait(phases[phase], num_blocks)
@@ -199,7 +211,8 @@ def sort_ids(
         for before in range(block):
             k += found[before, 1]
         if digits >= 0:
-            found[block, 2] = _write_segments(keys, first, last, shift, k, rows, order, offsets, longer)
+            where = (keys, first, last, shift, k, bag_offsets, by_label)
+            found[block, 2] = _write_segments(*where, rows, order, offsets, longer)
         finish(claims)
         block = claim(claims)
     leave(claims, num_blocks)

@@ -1,10 +1,13 @@
 """The functions that reach a rule, for CUDA: the same ones, turned into the same functions of the rule."""
 
-from numba.cuda.extending import overload
+from numba.cuda.extending import overload, register_jitable
 
 from ...rules._dispatch import SPECIALISATIONS
+from ...rules._rule import HELPERS
 
 __all__: list[str] = []
 
 for _function, _specialise in SPECIALISATIONS:
     overload(_function)(_specialise)
+for _function in HELPERS:
+    register_jitable(_function)

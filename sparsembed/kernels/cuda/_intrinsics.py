@@ -2,7 +2,7 @@
 
 `p` is a pointer to numbers and `i` an element of it.  *Lanes* are a tuple of equal numbers, 16 bytes of a row
 (or one number where rows are not aligned), which one thread moves at once; `like` are lanes of zeros that say
-how many.  Each has a plain-Python twin in `_twins`.
+how many.  Each has a plain-Python twin in `_simulated`.
 """
 
 import inspect
@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
 
-from ...rules._rule import RULES
+from ...rules._dispatch import names_of, returned
 
 _I32 = ir.IntType(32)
 _SHARED = 3  # the address space
@@ -231,7 +231,7 @@ first, second = _component(0), _component(1)  # of the pair that each lane holds
 @intrinsic
 def load_slots(typing, p, i, stride, like, hp):
     """The slots of a rule, by lane; a slot begins `stride` numbers behind the one before."""
-    count, item = len(RULES[hp.instance_class].slots), p.dtype
+    count, item = len(names_of(hp, "slots")), p.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         vector = ir.VectorType(context.get_data_type(item), len(like))
@@ -249,12 +249,13 @@ def load_slots(typing, p, i, stride, like, hp):
 
 
 @intrinsic
-def save_slots(typing, p, i, stride, slots):
+def save_slots(typing, p, i, stride, slots, hp):
     """Write slots as `load_slots` reads them."""
+    count = returned(slots[0], hp, "step", "slots")
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         where = arguments[1]
-        for k in range(len(slots[0])):
+        for k in range(count):
             each = [builder.extract_value(builder.extract_value(arguments[3], j), k) for j in range(len(slots))]
             each = [context.cast(builder, one, slots[j][k], p.dtype) for j, one in enumerate(each)]
             vector = _vector(builder, each)
@@ -262,7 +263,33 @@ def save_slots(typing, p, i, stride, slots):
             where = builder.add(where, arguments[2])
         return context.get_dummy_value()
 
-    return types.void(p, types.int64, types.int64, slots), codegen
+    return types.void(p, types.int64, types.int64, slots, hp), codegen
+
+
+@intrinsic
+def load_row_slots(typing, p, i, hp):
+    """The row slots of a rule, from element i on."""
+    count = len(names_of(hp, "row_slots"))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        places = [builder.gep(builder.gep(arguments[0], [arguments[1]]), [_I32(k)]) for k in range(count)]
+        return context.make_tuple(builder, signature.return_type, [builder.load(place) for place in places])
+
+    return types.Tuple([p.dtype] * count)(p, types.int64, hp), codegen
+
+
+@intrinsic
+def save_row_slots(typing, p, i, slots, hp):
+    """Write row slots as `load_row_slots` reads them."""
+    count = returned(slots, hp, "row", "row_slots")
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        for k in range(count):
+            value = context.cast(builder, builder.extract_value(arguments[2], k), slots[k], p.dtype)
+            builder.store(value, builder.gep(builder.gep(arguments[0], [arguments[1]]), [_I32(k)]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, slots, hp), codegen
 
 
 @intrinsic

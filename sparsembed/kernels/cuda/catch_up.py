@@ -3,16 +3,16 @@
 `find_gaps` works out what each row of a batch needs, once a row and in float64, as the history is kept:
 `spans` (k, 3) the first missed step, -1 if none, the last that may have to be taken one by one, both counted from
 the start of the history, and whether there are more behind it; `coefs` (k, 2, fields) a `Gap` over all missed
-steps, and one over those behind.  Kernels on rows then stay in the dtype of the table.  `lag` = (coefs, spans,
-past, like), or None for rules whose rows miss nothing: `past` (steps, hyperparameters), `like` a `Gap`; j is the
-row's place in `spans`.
+steps, and one over those behind.  Kernels on rows then stay in the dtype of the table.  `missed` is a `Missed`, or
+None for rules whose rows miss nothing; j is the row's place in `spans`.
 """
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...rules._dispatch import catch_up, gap, is_guarded, is_unsettled, step
-from ._groups import NONE, first_item, group_of, groups, items_apart, mask_of, member_of
-from ._target import (
+from ._instructions import (
     any_lane,
     any_of,
     first,
@@ -28,8 +28,18 @@ from ._target import (
     second,
     tuple_at,
 )
+from ._sharing import NONE, first_item, group_of, groups, items_apart, mask_of, member_of
 
 _catch_up_lanes, _unsettled_lanes, _step_lanes = lanewise(catch_up, 2), lanewise(is_unsettled, 1), lanewise(step, 3)
+
+
+class Missed(NamedTuple):
+    """The steps that rows have missed, as `find_gaps` worked them out."""
+
+    coefs: Any  # (k, 2, fields)
+    spans: Any  # (k, 3)
+    past: Any  # (steps, hyperparameters)
+    like: Any  # a `Gap` of the rule
 
 
 def find_gaps(
@@ -65,21 +75,21 @@ def find_gaps(
     count, j = n if found is None else np.int64(found[0]), first_item()
     while j < count:
         r = start + j if rows is None else np.int64(rows[j])
-        missed = np.int64(last[r]) - base
+        seen = np.int64(last[r]) - base
         spans[3 * j], spans[3 * j + 1], spans[3 * j + 2] = -1, -1, 0
-        if missed < newest:
-            end = min(missed + reach, newest)
-            spans[3 * j], spans[3 * j + 1], spans[3 * j + 2] = missed, end, 1 if end < newest else 0
-            gap(history, missed, newest, table, reach, pointer_at(coefs, 2 * j * fields), hp)
+        if seen < newest:
+            end = min(seen + reach, newest)
+            spans[3 * j], spans[3 * j + 1], spans[3 * j + 2] = seen, end, 1 if end < newest else 0
+            gap(history, seen, newest, table, reach, pointer_at(coefs, 2 * j * fields), hp)
             if end < newest:
                 gap(history, end, newest, table, reach, pointer_at(coefs, (2 * j + 1) * fields), hp)
         j += items_apart()
 
 
 @inline
-def must_replay(state, r, slots, dim, j, lag, zero, shift, hp):
+def must_replay(state, r, slots, dim, j, missed, zero, shift, hp):
     """Whether the series is too short for an element of the row: the same in all lanes of the group."""
-    coefs, spans, _, like = lag
+    coefs, spans, _, like = missed
     found = False
     if spans[3 * j] >= 0:
         coef = tuple_at(coefs, 2 * j * len(like), like)
@@ -94,9 +104,9 @@ def must_replay(state, r, slots, dim, j, lag, zero, shift, hp):
 
 
 @inline
-def caught_up(w, s, j, replay, lag, zero, hp):
+def caught_up(w, s, j, replay, missed, zero, hp):
     """Weights and slots as they are after the newest step."""
-    coefs, spans, past, like = lag
+    coefs, spans, past, like = missed
     start, end, left, at = np.int64(spans[3 * j]), np.int64(spans[3 * j + 1]), spans[3 * j + 2], 2 * j * len(like)
     if replay:
         for t in range(start + 1, end + 1):
@@ -113,14 +123,14 @@ def gather_rows(weight, state, slots, ids, n, dim, out, hyper, like, coefs, span
     """``out[i]`` is row ``ids[i]`` as it is after the newest step; nothing of the table changes."""
     if status[0] != NONE:
         return
-    hp, lag, i = tuple_at(hyper, 0, like), (coefs, spans, past, gaps), group_of(shift)
+    hp, missed, i = tuple_at(hyper, 0, like), Missed(coefs, spans, past, gaps), group_of(shift)
     while i < n:
         r = np.int64(ids[i])
-        replay = must_replay(state, r, slots, dim, i, lag, zero, shift, hp)
+        replay = must_replay(state, r, slots, dim, i, missed, zero, shift, hp)
         c = member_of(shift) * len(zero)
         while c < dim:
             w, s = load(weight, r * dim + c, zero), load_slots(state, r * slots * dim + c, dim, zero, hp)
-            w, s = caught_up(w, s, i, replay, lag, zero, hp)
+            w, s = caught_up(w, s, i, replay, missed, zero, hp)
             save_once(out, i * dim + c, w)
             c += len(zero) << shift
         i += groups(shift)
@@ -132,16 +142,16 @@ def flush_rows(
     """Bring n rows of the table, from `start` on, up to date with step `now`, in place."""
     if status[0] != NONE:
         return
-    hp, lag, j = tuple_at(hyper, 0, like), (coefs, spans, past, gaps), group_of(shift)
+    hp, missed, j = tuple_at(hyper, 0, like), Missed(coefs, spans, past, gaps), group_of(shift)
     while j < n:
         r = start + j
-        replay = must_replay(state, r, slots, dim, j, lag, zero, shift, hp)
+        replay = must_replay(state, r, slots, dim, j, missed, zero, shift, hp)
         c = member_of(shift) * len(zero)
         while c < dim:
             w, s = load(weight, r * dim + c, zero), load_slots(state, r * slots * dim + c, dim, zero, hp)
-            w, s = caught_up(w, s, j, replay, lag, zero, hp)
+            w, s = caught_up(w, s, j, replay, missed, zero, hp)
             save(weight, r * dim + c, w)
-            save_slots(state, r * slots * dim + c, dim, s)
+            save_slots(state, r * slots * dim + c, dim, s, hp)
             c += len(zero) << shift
         if member_of(shift) == 0:
             last[r] = now

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ._groups import NONE, group_of, groups, member_of
-from ._target import load_once, save_once
+from ._instructions import load_once, save_once
+from ._sharing import NONE, group_of, groups, member_of
 
 
 def gather_rows(weight, stride, ids, n, dim, out, zero, shift, status):

@@ -4,8 +4,8 @@ from math import inf, sqrt
 
 import numpy as np
 
-from ._groups import NONE, group_of, groups, mask_of, member_of
-from ._target import inline, shuffle_xor, sync_warp
+from ._instructions import inline, shuffle_xor, sync_warp
+from ._sharing import NONE, group_of, groups, mask_of, member_of
 
 _SMALL = 2.0**-900  # sums of squares from here on have lost nothing to underflow
 

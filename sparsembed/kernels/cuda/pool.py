@@ -9,8 +9,7 @@ from math import sqrt
 
 import numpy as np
 
-from ._groups import NONE, first_item, group_of, group_sum, groups, items_apart, mask_of, member_of
-from ._target import (
+from ._instructions import (
     add,
     cast,
     divide,
@@ -26,6 +25,7 @@ from ._target import (
     second,
     sync_warp,
 )
+from ._sharing import NONE, first_item, group_of, group_sum, groups, items_apart, mask_of, member_of
 
 SUM, MEAN, SQRTN, MAX = 0, 1, 2, 3
 

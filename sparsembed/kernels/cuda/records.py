@@ -5,8 +5,8 @@ A record is what `sort.first_outside` and `sort.bad_offsets` write, ``call * 2**
 
 import numpy as np
 
-from ._groups import NONE, first_item, items_apart
-from ._target import atomic_exchange, atomic_replace
+from ._instructions import atomic_exchange, atomic_replace
+from ._sharing import NONE, first_item, items_apart
 
 
 def move_records(records, n, moved):

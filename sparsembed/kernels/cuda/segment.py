@@ -1,21 +1,19 @@
 """Sum the gradient rows of each segment, in an order that depends on the segment alone.
 
 Names used by all kernels: `order` (n,) occurrences sorted by row; `rows` (k,) unique sorted, k being ``found[0]``;
-`offsets` (k + 1,) where each row's run starts in `order`.  `grads` = (grad, bags, coefs, winners) says where the
-gradient of occurrence i lies: grad (., dim); for pooled lookups `bags` (n,) is the gradient row of each
-occurrence, `coefs` its factor, `winners` (num_bags, dim) the occurrence that won each column of a max; None where
-unused.  An occurrence whose factor is 0 adds nothing, whatever its gradient is.  `by_count` not None: each row's sum
-is divided by the number of its occurrences.
+`offsets` (k + 1,) where each row's run starts in `order`; `grads` are `Gradients`.  An occurrence whose factor is 0
+adds nothing, whatever its gradient is.  `by_count` PRESENT: each row's sum is divided by the number of its occurrences.
 
 Runs shorter than SHORT are summed by one group of lanes, one after the other, as on the CPU.  Longer ones by a
 block: SLICES groups take a slice of the run each, and the slices are added in order.  Runs longer than CHUNK are
 cut into chunks first, each summed like that into a row of `partials`, which then are the run.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from ._groups import NONE, group_of, groups, member_of
-from ._target import (
+from ._instructions import (
     add,
     block,
     blocks,
@@ -31,9 +29,27 @@ from ._target import (
     sync_block,
     thread,
 )
+from ._sharing import NONE, group_of, groups, member_of
 
 SHORT, CHUNK, SLICES = 32, 1024, 8
 _slices = shared(SLICES * 32, "slices")
+
+
+class Gradients(NamedTuple):
+    """Where the gradient of each occurrence lies; what is not used is None."""
+
+    grad: Any  # (., dim)
+    bags: Any  # (n,) the gradient row of each occurrence
+    coefs: Any  # (n,) the factor of each occurrence
+    winners: Any  # (num_bags, dim) the occurrence that won each column of a max
+
+
+class Segment(NamedTuple):
+    """A run of equal ids: places in `order`."""
+
+    order: Any
+    start: Any
+    end: Any
 
 
 @inline
@@ -59,7 +75,7 @@ def _one(p, order, grad, bags, coefs, winners, dim, c, zero):
 
 @inline
 def _part(p, order, grads, dim, c, zero):
-    return _one(p, order, grads[0], grads[1], grads[2], grads[3], dim, c, zero)
+    return _one(p, order, grads.grad, grads.bags, grads.coefs, grads.winners, dim, c, zero)
 
 
 @inline
@@ -74,7 +90,7 @@ def _add_run(zero, order, start, end, grads, dim, c):
 @inline
 def sum_run(zero, order, start, end, grads, dim, c):
     """Sum a short run; the only occurrence of a row is taken as it is."""
-    _, _, coefs, winners = grads
+    coefs, winners = grads.coefs, grads.winners
     if c >= dim:
         return zero
     if coefs is None and winners is None and end - start == 1:
@@ -119,7 +135,7 @@ def sum_hot(order, chunks, found, grad, bags, coefs, winners, dim, partials, zer
         base = np.int64(0)
         while base < dim:
             c = base + member_of(shift) * len(zero)
-            total = sum_by_block(zero, order, start, end, (grad, bags, coefs, winners), dim, c, shift)
+            total = sum_by_block(zero, order, start, end, Gradients(grad, bags, coefs, winners), dim, c, shift)
             if thread() >> shift == 0 and c < dim:
                 save(partials, chunk * dim + c, total)
             base += len(zero) << shift
@@ -131,7 +147,7 @@ def sum_hot_segment(order, first, start, end, grads, partials, dim, c, zero, shi
     """Sum the run of a hot segment by a block, from its chunks if it has been cut."""
     if first >= 0:
         number = (end - start + CHUNK - 1) // CHUNK
-        whole = (partials, None, None, None)
+        whole = Gradients(partials, None, None, None)
         return sum_by_block(zero, None, first, first + number, whole, dim, c, shift)
     return sum_by_block(zero, order, start, end, grads, dim, c, shift)
 
@@ -145,7 +161,7 @@ def segment_sum(order, offsets, found, grad, bags, coefs, winners, by_count, dim
         start, end = np.int64(offsets[s]), np.int64(offsets[s + 1])
         c = member_of(shift) * len(zero)
         while c < dim and end - start < SHORT:
-            total = sum_run(zero, order, start, end, (grad, bags, coefs, winners), dim, c)
+            total = sum_run(zero, order, start, end, Gradients(grad, bags, coefs, winners), dim, c)
             save(values, s * dim + c, averaged(total, end - start, by_count, zero))
             c += len(zero) << shift
         s += groups(shift)
@@ -179,7 +195,7 @@ def segment_sum_hot(
         base = np.int64(0)
         while base < dim:
             c = base + member_of(shift) * len(zero)
-            grads = (grad, bags, coefs, winners)
+            grads = Gradients(grad, bags, coefs, winners)
             total = sum_hot_segment(order, first, start, end, grads, partials, dim, c, zero, shift)
             if thread() >> shift == 0 and c < dim:
                 save(values, s * dim + c, averaged(total, end - start, by_count, zero))

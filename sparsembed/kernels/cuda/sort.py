@@ -7,8 +7,7 @@ split the sorted keys.  Keys are never read back by the host; `found` = (rows, h
 
 import numpy as np
 
-from ._groups import FULL, block_scan, first_item, items_apart
-from ._target import (
+from ._instructions import (
     atomic_add,
     atomic_min,
     block,
@@ -21,6 +20,7 @@ from ._target import (
     thread,
     threads,
 )
+from ._sharing import FULL, block_scan, first_item, items_apart
 from .segment import CHUNK, SHORT
 
 THREADS, ITEMS = 256, 8

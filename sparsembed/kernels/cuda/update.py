@@ -1,20 +1,19 @@
 """The fused update: sum each row's gradients and run the optimizer's rule on it, in one pass."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from ...rules._dispatch import (
     has_pair,
     has_row_stage,
-    load_row,
     reduce,
     reduce_pair,
     row,
     row_pair,
     step,
-    store_row,
 )
-from ._groups import NONE, group_of, group_sum, groups, mask_of, member_of
-from ._target import (
+from ._instructions import (
     block,
     blocks,
     cast,
@@ -23,19 +22,41 @@ from ._target import (
     lanes_sum,
     lanewise,
     load,
+    load_row_slots,
     load_slots,
-    matrix,
     save,
+    save_row_slots,
     save_slots,
     second,
     sync_warp,
     thread,
     tuple_at,
 )
-from .catch_up import caught_up, must_replay
-from .segment import SHORT, averaged, sum_hot_segment, sum_run
+from ._sharing import NONE, group_of, group_sum, groups, mask_of, member_of
+from .catch_up import Missed, caught_up, must_replay
+from .segment import SHORT, Gradients, Segment, averaged, sum_hot_segment, sum_run
 
 _reduce_lanes, _pair_lanes, _step_lanes = lanewise(reduce, 2), lanewise(reduce_pair, 3), lanewise(step, 3)
+
+
+class Table(NamedTuple):
+    """What an update changes."""
+
+    weight: Any  # (num_rows, dim)
+    state: Any  # (num_rows, slots, dim)
+    row_state: Any  # (num_rows, row_slots)
+    slots: Any
+    row_slots: Any
+    last: Any  # (num_rows,) gets `now`; None for rules whose rows miss nothing
+    now: Any
+    dim: Any
+
+
+class Chunks(NamedTuple):
+    """The chunks of a hot segment."""
+
+    first: Any  # -1 if it has not been cut
+    partials: Any
 
 
 @inline
@@ -45,13 +66,12 @@ def _total(c, dim, segment, grads, hot, by_count, zero, shift):
     if hot is None:
         total = sum_run(zero, order, start, end, grads, dim, c)
     else:
-        first_chunk, partials = hot
-        total = sum_hot_segment(order, first_chunk, start, end, grads, partials, dim, c, zero, shift)
+        total = sum_hot_segment(order, hot.first, start, end, grads, hot.partials, dim, c, zero, shift)
     return averaged(total, end - start, by_count, zero)
 
 
 @inline
-def _update_row(table, r, s, segment, grads, hot, by_count, lag, works, zero, shift, hp):
+def _update_row(table, r, s, segment, grads, hot, by_count, missed, works, zero, shift, hp):
     """Update row r, which is segment s of the batch.
 
     Where `hot` is not None the whole block calls: all its threads sum, and those that `works` go on.
@@ -74,32 +94,32 @@ def _update_row(table, r, s, segment, grads, hot, by_count, lag, works, zero, sh
                     x += lanes_sum(_reduce_lanes(w, g, hp))
             c += columns
         if works:
-            rows, size = matrix(row_state, r + 1, row_slots), cast(dim, zero[0])
-            kept = load_row(rows, r, hp)
+            size, of_row = cast(dim, zero[0]), r * row_slots
+            kept = load_row_slots(row_state, of_row, hp)
             sync_warp(mask_of(shift))  # all lanes have read what the first will write
             if has_pair(hp):
                 stage, new = row_pair(group_sum(x, shift) / size, group_sum(y, shift) / size, kept, hp)
                 if member_of(shift) == 0:
-                    store_row(rows, r, new, hp)
+                    save_row_slots(row_state, of_row, new, hp)
             else:
                 stage, new_row = row(group_sum(x, shift) / size, kept, hp)
                 if member_of(shift) == 0:
-                    store_row(rows, r, new_row, hp)
+                    save_row_slots(row_state, of_row, new_row, hp)
     replay = False
-    if lag is not None and works:
-        replay = must_replay(state, r, slots, dim, s, lag, zero, shift, hp)
+    if missed is not None and works:
+        replay = must_replay(state, r, slots, dim, s, missed, zero, shift, hp)
     c = place
     while c - place < dim:
         g = here if c == place else _total(c, dim, segment, grads, hot, by_count, zero, shift)
         if works and c < dim:
             w, kept_slots = load(weight, base + c, zero), load_slots(state, of_slots + c, dim, zero, hp)
-            if lag is not None:
-                w, kept_slots = caught_up(w, kept_slots, s, replay, lag, zero, hp)
+            if missed is not None:
+                w, kept_slots = caught_up(w, kept_slots, s, replay, missed, zero, hp)
             taken = _step_lanes(w, g, kept_slots, stage, hp)
             save(weight, base + c, first(taken))
-            save_slots(state, of_slots + c, dim, second(taken))
+            save_slots(state, of_slots + c, dim, second(taken), hp)
         c += columns
-    if lag is not None and works and member_of(shift) == 0:
+    if missed is not None and works and member_of(shift) == 0:
         last[r] = now
 
 
@@ -134,20 +154,19 @@ def update_rows(
 ):
     """Update every row with a short segment, except `skip`.
 
-    weight (num_rows, dim); state (num_rows, slots, dim); row_state (num_rows, row_slots); `last` (num_rows,) gets
-    `now`, and gap_coefs, spans, past and gaps are a `lag`, or `last` is None; `hyper` holds the rule's scalars, and
-    `like` is a tuple of their kind.
+    The arguments up to row_slots, last, now and dim are a `Table`; gap_coefs, spans, past and gaps a `Missed`, unless
+    `last` is None; `hyper` holds the rule's scalars, and `like` is a tuple of their kind.
     """
     if status[0] != NONE:
         return
     hp, s = tuple_at(hyper, 0, like), group_of(shift)
-    table = (weight, state, row_state, slots, row_slots, last, now, dim)
-    lag = None if last is None else (gap_coefs, spans, past, gaps)
+    table = Table(weight, state, row_state, slots, row_slots, last, now, dim)
+    missed = None if last is None else Missed(gap_coefs, spans, past, gaps)
     while s < found[0]:
         r, start, end = np.int64(rows[s]), np.int64(offsets[s]), np.int64(offsets[s + 1])
         if end - start < SHORT and r != skip:
-            segment, grads = (order, start, end), (grad, bags, coefs, winners)
-            _update_row(table, r, s, segment, grads, None, by_count, lag, True, zero, shift, hp)
+            segment, grads = Segment(order, start, end), Gradients(grad, bags, coefs, winners)
+            _update_row(table, r, s, segment, grads, None, by_count, missed, True, zero, shift, hp)
         s += groups(shift)
 
 
@@ -187,12 +206,12 @@ def update_hot_rows(
     if status[0] != NONE:
         return
     hp, h, works = tuple_at(hyper, 0, like), np.int64(block()), thread() >> shift == 0
-    table = (weight, state, row_state, slots, row_slots, last, now, dim)
-    lag = None if last is None else (gap_coefs, spans, past, gaps)
+    table = Table(weight, state, row_state, slots, row_slots, last, now, dim)
+    missed = None if last is None else Missed(gap_coefs, spans, past, gaps)
     while h < found[1]:
         s, chunk = np.int64(hot[h]), np.int64(hot_partials[h])
         r, start, end = np.int64(rows[s]), np.int64(offsets[s]), np.int64(offsets[s + 1])
         if r != skip:
-            segment, grads = (order, start, end), (grad, bags, coefs, winners)
-            _update_row(table, r, s, segment, grads, (chunk, partials), by_count, lag, works, zero, shift, hp)
+            segment, grads = Segment(order, start, end), Gradients(grad, bags, coefs, winners)
+            _update_row(table, r, s, segment, grads, Chunks(chunk, partials), by_count, missed, works, zero, shift, hp)
         h += blocks()

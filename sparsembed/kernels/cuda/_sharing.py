@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._target import block, blocks, inline, shuffle_up, shuffle_xor, sync_block, thread, threads
+from ._instructions import block, blocks, inline, shuffle_up, shuffle_xor, sync_block, thread, threads
 
 FULL = 0xFFFFFFFF  # all lanes of a warp
 NONE = 0xFFFFFFFFFFFFFFFF  # a status: all ids are in range

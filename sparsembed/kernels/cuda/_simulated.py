@@ -1,4 +1,4 @@
-"""What `_intrinsics` and `_warp` do, in plain Python: for running kernels where there is no GPU.
+"""What `_intrinsics` and `_block` do, in plain Python: for running kernels where there is no GPU.
 
 A pointer is a flat array.  Whoever runs kernels sets `running`, which knows the thread that runs and lets others
 run when it waits; see tests/simulator.py.
@@ -136,9 +136,18 @@ def load_slots(p, i, stride, like, hp):
     )
 
 
-def save_slots(p, i, stride, slots):
+def save_slots(p, i, stride, slots, hp):
     for k in range(len(slots[0])):
         save(p, i + k * stride, [lane[k] for lane in slots])
+
+
+def load_row_slots(p, i, hp):
+    return tuple(p[int(i) : int(i) + len(RULES[type(hp)].row_slots)])
+
+
+def save_row_slots(p, i, slots, hp):
+    assert 0 <= i <= len(p) - len(slots), "write outside"
+    p[int(i) : int(i) + len(slots)] = slots
 
 
 def tuple_at(p, i, like):

@@ -3,8 +3,8 @@
 from numba.core import config
 
 if config.ENABLE_CUDASIM:
-    from ._twins import *  # noqa: F403
+    from ._simulated import *  # noqa: F403
 else:
+    from ._block import *  # noqa: F403
     from ._dispatch import *  # noqa: F403
     from ._intrinsics import *  # noqa: F403
-    from ._warp import *  # noqa: F403
