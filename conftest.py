@@ -5,9 +5,7 @@ import importlib.util
 import pytest
 
 WITHOUT_TORCH = importlib.util.find_spec("torch") is None
-collect_ignore = ["sparsembed/torch", "tests/torch_cases.py"] if WITHOUT_TORCH else []
-if not importlib.util.find_spec("greenlet"):
-    collect_ignore += ["tests/simulator.py", "tests/simulated_gpus.py"]
+collect_ignore = ["tests/helpers", *(["sparsembed/torch"] if WITHOUT_TORCH else [])]
 if not (importlib.util.find_spec("numba_cuda") and importlib.util.find_spec("cuda")):
     collect_ignore += ["sparsembed/kernels/cuda", "sparsembed/_cuda"]
 

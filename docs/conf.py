@@ -50,7 +50,7 @@ numpydoc_show_class_members = False  # autodoc writes them out
 numpydoc_validation_checks = {
     "all",
     "ES01",  # a summary that says it all needs no further sentence
-    "EX01",  # tests/test_structure.py demands examples, and knows who shares one with its class
+    "EX01",  # tests/core/test_structure.py demands examples, and knows who shares one with its class
     "PR07",  # parameters and results whose type says it all
     "RT03",
     "SA01",  # a page holds what belongs together, so there is little to see elsewhere

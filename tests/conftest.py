@@ -5,10 +5,6 @@ import os
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from numba.core import config
-
-if config.ENABLE_CUDASIM:
-    from simulated_gpus import gpus  # noqa: F401  (a fixture)
 
 # The first example of a kernel compiles it, so no example has a deadline; and beside other programs drawing takes
 # any time, too, which says nothing about what is drawn.

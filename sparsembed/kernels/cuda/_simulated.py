@@ -1,7 +1,7 @@
 """What `_intrinsics` and `_block` do, in plain Python: for running kernels where there is no GPU.
 
 A pointer is a flat array.  Whoever runs kernels sets `running`, which knows the thread that runs and lets others
-run when it waits; see tests/simulator.py.
+run when it waits; see tests/helpers/simulator.py.
 """
 
 import operator

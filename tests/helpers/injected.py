@@ -1,0 +1,88 @@
+"""Exceptions at a line of the package's code, and what they must leave whole."""
+
+import functools
+import linecache
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+from patience import WITHIN
+
+import sparsembed as se
+
+PACKAGE = str(Path(se.__file__).parent)
+
+
+def held(table):
+    """What a table holds, as it lies: reading it changes nothing."""
+    parts = [table._weight, table._state, table._row_state, table._last, table._steps[:1]]
+    return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+
+
+class Injected(KeyboardInterrupt):
+    """Stands for Ctrl-C."""
+
+
+class OutOfMemoryError(MemoryError):
+    """Stands for memory that runs out."""
+
+
+class Tracer:
+    """Raise at the k-th line of the package that a call runs; `seen` counts them."""
+
+    def __init__(self, k, error):
+        self.k, self.error, self.seen, self.where = k, error, 0, None
+
+    def __call__(self, frame, event, _):
+        return self.line if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    def line(self, frame, event, _):
+        if event == "line" and not leaves_a_with(frame):
+            if self.seen == self.k:
+                self.seen += 1
+                self.where = f"{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}"
+                raise self.error
+            self.seen += 1
+        return self.line
+
+
+def leaves_a_with(frame):
+    """Whether a block of `with` ends here: Python looks for no signal between its last call and ``__exit__``."""
+    return _leaves_a_with(frame.f_code, frame.f_lineno, frame.f_lasti)
+
+
+@functools.cache
+def _leaves_a_with(code, number, place):
+    if place == min(start for start, _, line in code.co_lines() if line == number):
+        return False
+    return linecache.getline(code.co_filename, number).lstrip().startswith("with ")
+
+
+def raised(call, k, error):
+    """Run a call with an error at its k-th line; returns the tracer, and whether the error came out."""
+    tracer, came = Tracer(k, error), False
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        call()
+    except (Injected, MemoryError):
+        came = True
+    finally:
+        sys.settrace(before)
+    return tracer, came
+
+
+def free_for_others(table):
+    """Whether another thread gets the lock of a table."""
+    found = []
+
+    def take():
+        found.append(table._lock.acquire(timeout=WITHIN))
+        if found[0]:
+            table._lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return found[0]
