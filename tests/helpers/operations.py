@@ -1,0 +1,182 @@
+"""Every public operation, once: the same body runs wherever arrays may lie, and is compared with the reference.
+
+A case takes a place, and yields (what it is, what the operation gave, what the reference gives in float64).
+"""
+
+import copy
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import sparsembed as se
+from sparsembed import reference
+
+RNG = np.random.default_rng(3)
+ROWS, DIM, PADDING = 9, 4, 2
+WEIGHT = RNG.standard_normal((ROWS, DIM)).astype(np.float32)
+IDS = RNG.integers(0, ROWS, (3, 5))
+GRAD = RNG.standard_normal((3, 5, DIM)).astype(np.float32)
+OFFSETS, FACTORS = np.array([0, 5, 5, 9, 15]), RNG.uniform(0.5, 2.0, 15).astype(np.float32)
+POOLED = RNG.standard_normal((4, DIM)).astype(np.float32)
+RULE = se.SparseAdam(lr=0.1, eps=1e-3)
+MODES = ("sum", "mean", "sqrtn", "max")
+
+
+class Place(NamedTuple):
+    """Where arrays lie: how they get there, and back."""
+
+    array: Any  # of a NumPy array
+    read: Any  # a NumPy array of it
+
+    def table(self):
+        """Return a table of WEIGHT, but for its padding."""
+        return se.EmbeddingTable.from_array(self.array(WEIGHT.copy()), RULE, padding_idx=PADDING)
+
+    def bags(self, weighted):
+        """Return bags here, and the same on the host."""
+        parts = [IDS.reshape(-1), OFFSETS, *([FACTORS] if weighted else [])]
+        return se.Bags(*map(self.array, parts)), se.Bags(*parts)
+
+
+def cleared():
+    """The weights of a new table."""
+    weight = WEIGHT.astype(np.float64)
+    weight[PADDING] = 0
+    return weight
+
+
+def stepped(gradients):
+    """The reference's table after steps with dense gradients."""
+    weight, state = cleared(), {name: np.zeros((ROWS, DIM)) for name in RULE.slots}
+    for k, gradient in enumerate(gradients):
+        rows = np.flatnonzero(gradient.any(axis=1))
+        weight, state = reference.update(RULE, weight, state, rows, gradient[rows], k + 1, PADDING)
+    return {"weight": weight, "step": len(gradients)} | state
+
+
+def dense(place, gradient):
+    """A gradient of some rows, as an array of all, without padding."""
+    array = np.zeros((ROWS, DIM))
+    array[place.read(gradient.rows)] = place.read(gradient.values)
+    return array
+
+
+def coalesced():
+    total = reference.coalesce(IDS, GRAD, ROWS)
+    total[PADDING] = 0
+    return total
+
+
+def everything(table, want):
+    """Compare all that a table saves."""
+    for name, value in table.state_dict().items():
+        yield name, np.asarray(value), want[name]
+
+
+def gather(place):
+    weight = place.array(WEIGHT)
+    yield "ids", place.read(se.gather(weight, place.array(IDS))), reference.gather(WEIGHT, IDS)
+    several = se.gather(weight, [place.array(IDS), place.array(IDS[0])])
+    for ids, each in zip((IDS, IDS[0]), several, strict=True):
+        yield "several", place.read(each), reference.gather(WEIGHT, ids)
+
+
+def scatter_add(place):
+    weight = place.array(WEIGHT.copy())
+    se.scatter_add(weight, place.array(IDS), place.array(GRAD), 0.5)
+    yield "weight", place.read(weight), reference.scatter_add(WEIGHT, IDS, GRAD, 0.5)
+
+
+def coalesce(place):
+    for by_freq in (False, True):
+        got = se.coalesce(place.array(IDS), place.array(GRAD), ROWS, scale_grad_by_freq=by_freq)
+        yield "rows", place.read(got.rows), np.unique(IDS)
+        yield "values", dense(place, got), reference.coalesce(IDS, GRAD, ROWS, by_freq)
+
+
+def pool(place, mode, weighted):
+    (there, here), weight = place.bags(weighted), place.array(WEIGHT)
+    for padding in (None, PADDING):
+        got = place.read(se.pool(weight, there, mode, padding_idx=padding))
+        yield f"padding {padding}", got, reference.pool(WEIGHT, here, mode, padding)
+
+
+def pool_gradient(place, mode, weighted):
+    there, here = place.bags(weighted)
+    weight = {"weight": place.array(WEIGHT)} if mode == "max" else {}
+    got = se.pool_gradient(there, place.array(POOLED), ROWS, mode, padding_idx=PADDING, **weight)
+    yield "values", dense(place, got), reference.pool_gradient(here, POOLED, ROWS, mode, PADDING, WEIGHT)
+
+
+def per_sample_weights_gradient(place, mode, weighted):
+    there, here = place.bags(weighted)
+    got = se.per_sample_weights_gradient(place.array(WEIGHT), there, place.array(POOLED), mode)
+    yield "factors", place.read(got), reference.per_sample_weights_gradient(WEIGHT, here, POOLED, mode)
+
+
+def lookup(place):
+    table, want = place.table(), reference.gather(cleared(), IDS)
+    yield "lookup", place.read(table.lookup(place.array(IDS))), want
+    yield "in brackets", place.read(table[place.array(IDS)]), want
+
+
+def table_pool(place, mode, weighted):
+    there, here = place.bags(weighted)
+    yield "pool", place.read(place.table().pool(there, mode)), reference.pool(cleared(), here, mode, PADDING)
+
+
+def update(place):
+    table = place.table()
+    for _ in range(2):
+        table.update(place.array(IDS), place.array(GRAD))
+    yield from everything(table, stepped([coalesced()] * 2))
+
+
+def update_pooled(place, mode, weighted):
+    table, (there, here) = place.table(), place.bags(weighted)
+    table.update_pooled(there, place.array(POOLED), mode)
+    gradient = reference.pool_gradient(here, POOLED, ROWS, mode, PADDING, cleared())
+    yield from everything(table, stepped([gradient]))
+
+
+def gradient_and_apply(place):
+    table = place.table()
+    gradient = table.gradient(place.array(IDS), place.array(GRAD))
+    yield "gradient", dense(place, gradient), coalesced()
+    table.apply(gradient)
+    yield from everything(table, stepped([coalesced()]))
+
+
+def state_dict(place):
+    first, second = place.table(), place.table()
+    first.update(place.array(IDS), place.array(GRAD))
+    second.load_state_dict(first.state_dict())
+    for table in (first, second):
+        table.update(place.array(IDS), place.array(GRAD))
+        yield from everything(table, stepped([coalesced()] * 2))
+
+
+def deepcopy(place):
+    first = place.table()
+    first.update(place.array(IDS), place.array(GRAD))
+    second = copy.deepcopy(first)
+    second.update(place.array(IDS), place.array(GRAD))
+    yield from everything(second, stepped([coalesced()] * 2))
+    yield from everything(first, stepped([coalesced()]))
+
+
+CASES = {each.__name__: each for each in (gather, scatter_add, coalesce, lookup, update, gradient_and_apply)}
+CASES |= {each.__name__: each for each in (state_dict, deepcopy)}
+for _case in (pool, pool_gradient, per_sample_weights_gradient, table_pool, update_pooled):
+    for _mode in MODES[:3] if _case is per_sample_weights_gradient else MODES:
+        for _weighted in (False, True) if _mode != "max" else (False,):
+            _name = f"{_case.__name__}, {_mode}{', weighted' if _weighted else ''}"
+            CASES[_name] = partial(_case, mode=_mode, weighted=_weighted)
+
+
+def check(case, place):
+    """Run a case in a place."""
+    for name, got, want in CASES[case](place):
+        assert np.shape(got) == np.shape(want), name
+        np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5, err_msg=name)
