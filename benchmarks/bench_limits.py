@@ -10,7 +10,7 @@ EFFORT = timing.Effort(9, 0.5, 0.5)
 
 
 class Bandwidth:
-    """The bytes that must move, each row counted once, over the time: as GB/s, and as a share of a copy's."""
+    """The bytes that must move, each row counted once, over the time: in GB/s, and relative to a copy."""
 
     params = [["gather", "pool", "scatter_add", "coalesce", "update", "step"], cases.STREAMS]
     param_names = ["work", "ids"]
@@ -64,7 +64,7 @@ class Peers:
 
 
 def track_threads() -> int:
-    """What all of this was measured with."""
+    """Return the number of threads of all measurements."""
     timing.set_threads(cases.THREADS)
     return int(timing.machine()["threads"])
 

@@ -55,7 +55,7 @@ class Workspace:
 
 
 class Peak:
-    """Of a process; without an update it is that of Python, Numba and the compiler, and of the data."""
+    """Peak memory of a process; without an update: Python, Numba, the compiler and the data."""
 
     params = [["nothing", "lookup", "update"]]
     param_names = ["work"]

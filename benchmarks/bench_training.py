@@ -4,7 +4,7 @@ from .cases import RULES, SHAPES, STREAMS, Timed
 
 
 class Update(Timed):
-    """Each rule, on the first shape."""
+    """Updates by each rule, on the first shape."""
 
     work = "update"
     params = [list(SHAPES)[:1], STREAMS, RULES]

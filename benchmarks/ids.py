@@ -32,12 +32,12 @@ def make(name: str, num_rows: int, count: int, rng: np.random.Generator) -> Ids:
 
 
 def uniform(num_rows: int, count: int, rng: np.random.Generator) -> Ids:
-    """Every row is as likely as any other."""
+    """Return ids of rows that are all equally likely."""
     return rng.integers(0, num_rows, count)
 
 
 def distinct(num_rows: int, count: int, rng: np.random.Generator) -> Ids:
-    """No row twice."""
+    """Return ids without repeats."""
     return rng.choice(num_rows, count, replace=False).astype(np.int64)
 
 

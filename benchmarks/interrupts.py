@@ -1,9 +1,8 @@
-"""Interrupt calls by real signals, many times a second, and compare the tables with ones that nobody interrupts.
+"""Interrupt calls by real signals, many times a second, and compare with tables that are not interrupted.
 
 ``python -m benchmarks.interrupts --seconds 60`` gives every rule a minute of updates, lookups, pools, reads of
-`weight`, saves and loads, while a timer sends a signal a thousand times a second, the first of which in a call raises.
-After each call that an interrupt ended the table must be the one before or the one after, bit for bit, as must whatever
-comes of it later.
+`weight`, saves and loads.  A timer sends a thousand signals a second; the first signal in a call raises.  After a call
+that was interrupted, the table must have the bits of before the call or of after it, and so must all later results.
 """
 
 import argparse
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 
 import sparsembed as se
-from sparsembed import _launch, _threads
+from sparsembed._cpu import blocks
+from sparsembed._cpu import threads as _threads
 
 from .rules import every
 
@@ -47,8 +47,14 @@ def disarm() -> None:
 
 
 def held(table: se.EmbeddingTable) -> bytes:
-    """What a table holds, as it lies."""
-    parts = (table._weight, table._state, table._row_state, table._last, table._steps[:1])
+    """Return the bytes of a table's arrays."""
+    parts = (
+        table._contents.table.array,
+        table._contents.state,
+        table._contents.row_state,
+        table._contents.last,
+        table._contents.steps[:1],
+    )
     return b"".join(part.tobytes() for part in parts)
 
 
@@ -71,12 +77,12 @@ SHARES = {"update": 6, "update_pooled": 2, "lookup": 4, "pool": 2, "weight": 1, 
 
 
 def free(table: se.EmbeddingTable) -> bool:
-    """Whether another thread gets the table's lock."""
+    """Return whether another thread can take the table's lock."""
     found: list[bool] = []
 
     def take() -> None:
-        if table._lock.acquire(timeout=600):
-            table._lock.release()
+        if table._contents.lock.acquire(timeout=600):
+            table._contents.lock.release()
             found.append(True)
 
     thread = threading.Thread(target=take)
@@ -88,7 +94,7 @@ def free(table: se.EmbeddingTable) -> bool:
 def attempt(call: Any, table: se.EmbeddingTable, hertz: float) -> bool:
     """Run a call under the timer; returns whether an interrupt ended it.
 
-    The first comes at a moment drawn from the time of a few calls, so that every part of a call is met.
+    The first signal comes at a random moment within the time of a few calls, so that it hits every part of a call.
     """
     try:
         try:
@@ -157,7 +163,7 @@ def run(rule: se.rules.Rule, seconds: float, hertz: float = 1000.0, seed: int = 
 
 def several_threads() -> None:
     """Let three threads work on each call, however small."""
-    _launch._SERIAL_BYTES, _launch._BLOCK_BYTES = 0, 1 << 11
+    blocks._SERIAL_BYTES, blocks._BLOCK_BYTES = 0, 1 << 11
     _threads.num_threads = lambda: 3  # type: ignore[assignment]
 
 

@@ -20,7 +20,7 @@ from .workload import FULL, QUICK, TINY, Size
 
 
 class Work(NamedTuple):
-    """A line of the table; `least` and `aim`, if any, bound the ratio from below, or from above if they decrease."""
+    """A line of the table; `least` and `aim` bound the ratio from below, or from above if `aim` is the smaller one."""
 
     name: str
     build: Callable[..., Contest]

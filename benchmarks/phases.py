@@ -1,33 +1,31 @@
 """Where the time of a step goes: ``python -m benchmarks.phases [FILE.md]`` prints a table, or puts it into a file.
 
-Times the functions of the package that a step is made of, in turn with nothing else; the bytes of a phase are
-those that it must move, each row counted once.
+Times the functions of the package that make up a step.  The bytes of a phase are the bytes that it must move, each
+row counted once.
 """
 
 import argparse
 import contextlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sparsembed import _launch, _validate
+from sparsembed._cpu import engine, gradients, launch
 
 from . import timing
 from .contests import ours
 from .readme import rewrite
 from .workload import FULL, TINY, Batches, Size
 
-_PLAN = sys.modules["sparsembed.plan"]  # `sparsembed.plan` is the function
-PHASES: dict[str, tuple[Any, tuple[str, ...]]] = {  # label -> the module that calls them, the functions
-    "check ids": (_validate, ("in_range",)),
-    "gather rows": (_launch, ("gather",)),
-    "pool rows": (_launch, ("pool",)),
-    "sort ids into segments": (_PLAN, ("_sort",)),
-    "sum hot rows": (_launch, ("_hot",)),
-    "sum gradients, run the rule": (_launch, ("update_rows",)),
+PHASES: dict[str, tuple[tuple[Any, str], ...]] = {  # label -> modules that call them, and functions
+    "check ids": ((engine, "check_ids"), (engine, "check_bags")),
+    "gather rows": ((engine, "gather"),),
+    "pool rows": ((engine, "pool"),),
+    "sort ids into segments": ((engine, "sort"), (gradients, "sort")),
+    "sum hot rows": ((launch, "_hot"),),
+    "sum gradients, run the rule": ((engine, "update"),),
 }
 INSIDE = {"sum gradients, run the rule": "sum hot rows"}  # a phase that another one contains
 
@@ -50,8 +48,8 @@ def watched(times: dict[str, float]) -> Iterator[None]:
         originals.append((module, name, original))
         setattr(module, name, timed)
 
-    for label, (module, names) in PHASES.items():
-        for name in names:
+    for label, places in PHASES.items():
+        for module, name in places:
             watch(module, name, label)
     try:
         yield
@@ -61,7 +59,7 @@ def watched(times: dict[str, float]) -> Iterator[None]:
 
 
 def profile(work: str, size: Size, stream: str, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each phase of a step, and of all of it."""
+    """Return the median milliseconds of each phase of a step, and of the whole step."""
     batches = Batches(size, stream, grads=size.lookups // size.bag if work == "pooled_step" else None)
     contest, found = getattr(ours, work)(batches), []
     for i in range(contest.batches):
@@ -73,7 +71,7 @@ def profile(work: str, size: Size, stream: str, rounds: int) -> dict[str, float]
             contest.ours.step(i % contest.batches)
             times["all"] = time.perf_counter() - start
         for outer, inner in INSIDE.items():
-            times[outer] -= times[inner]
+            times[outer] -= times.get(inner, 0.0)
         found.append(times)
     medians = {
         label: 1e3 * statistics.median(each[label] for each in found) for label in [*PHASES, "all"] if label in found[0]

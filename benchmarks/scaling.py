@@ -19,7 +19,7 @@ from .workload import FULL, Size
 
 
 class Axis(NamedTuple):
-    """What varies, and how its values make a size and a stream of ids."""
+    """A quantity that varies, and the size and stream of ids for each value."""
 
     label: str
     values: tuple[int, ...]
@@ -131,7 +131,7 @@ def draw(result: dict[str, Any], folder: Path) -> None:
 
 
 def _draw_panel(plot: Any, name: str, lines: dict[str, list[tuple[int, float]]]) -> None:
-    """Ours thick, peers dashed; both axes logarithmic, and at least a factor of ten high."""
+    """Draw ours thick and peers dashed; both axes are logarithmic, the vertical one over at least a factor of ten."""
     import matplotlib.pyplot as plt
 
     peers = 0

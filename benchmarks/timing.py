@@ -105,7 +105,7 @@ def _wait_for_calm(end: float) -> None:
 
 
 class _Watch:
-    """Whether this process has had the cores that it wanted since the watch was made (known on Linux only)."""
+    """Watches whether this process got all cores that it asked for since the watch was made (Linux only)."""
 
     def __init__(self) -> None:
         self.start, self.used, self.waited = time.perf_counter(), time.process_time(), _waited()
@@ -189,7 +189,7 @@ def copy_bandwidth(size: int, effort: Effort) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers are measured on, and with how many threads."""
+    """Return the machine, the versions and the number of threads of a measurement."""
     names = ("sparsembed", "numba", "numpy", "scipy", "torch", "fbgemm-gpu-cpu", "jax", "optax")
     versions = {}
     for name in names:

@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the parts that need scipy.sparse, and what belongs to a GPU, when they are first used."""
+    """Import a module that needs scipy.sparse or a GPU when it is first used."""
     if name in ("cuda", "reference", "testing"):
         import importlib
 

@@ -1,10 +1,10 @@
 """The disk cache of compiled kernels, keyed on everything a kernel was made from.
 
 Numba validates a cached kernel against the one source file that holds it.  Here a kernel is
-made from several files (the kernel, the intrinsics, a rule that may live in somebody else's
-module), so the key covers the whole package and the code of the rule.  One file per key and
+made from several files (the kernel, the intrinsics, a rule that may be in a
+user's module), so the key covers the whole package and the code of the rule.  One file per key and
 no shared index: two processes that compile at the same time cannot mix up their entries, and
-a rule defined in one program's ``__main__`` is never unpickled by another.
+a rule defined in one program's ``__main__`` is never unpickled by another program.
 """
 
 import contextlib
@@ -20,22 +20,22 @@ import numpy as np
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 PACKAGE = Path(__file__).parent
-_SETTLED = {*sys.stdlib_module_names, "numpy", "numba"} - {"__main__"}  # change with their versions only
+_SETTLED = {*sys.stdlib_module_names, "numpy", "numba"} - {"__main__"}  # code changes only with the version
 STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(PACKAGE.rglob("*.py")))).hexdigest()
 
 
 def fingerprint(item: object) -> str:
-    """Text that changes when a function, or anything its code refers to, changes."""
+    """Return a text that changes when a function, or anything that its code refers to, changes."""
     return _fingerprint(item, {}, frozenset())
 
 
 def _fingerprint(item: object, seen: dict[int, object], names: frozenset[str]) -> str:
-    """Describe `item`; `names` are the attributes that the code which refers to it mentions."""
+    """Return a text for `item`; `names` are the attribute names in the code that uses `item`."""
     item = getattr(item, "py_func", item)  # a jitted function stands for its source
     if id(item) in seen:
         return "seen"
     if isinstance(item, FunctionType):
-        seen[id(item)] = item  # kept alive, so that the id stays its own
+        seen[id(item)] = item  # keep the item alive: Python reuses the id of a freed object
         names = frozenset(_names(item.__code__))
         scope = {name: item.__globals__[name] for name in names & item.__globals__.keys()}
         cells = [cell.cell_contents for cell in item.__closure__ or ()]
@@ -63,7 +63,7 @@ def _code(code: CodeType) -> str:
 
 
 def rules_in(signature: Any) -> Iterator[type]:
-    """The classes of the named tuples in a signature, those inside of tuples included: each stands for one rule."""
+    """Yield the named tuple classes in a signature, nested ones included: each class stands for one rule."""
     for kind in getattr(signature, "args", signature):
         if (hyper := getattr(kind, "instance_class", None)) is not None:
             yield hyper
@@ -90,7 +90,7 @@ class _OneFilePerKey(IndexDataCacheFile):
             return None
         digest, content = stored[:32], stored[32:]
         if hashlib.sha256(content).digest() != digest:
-            return None  # cut short by a full disk, or damaged: machine code is not to be guessed at
+            return None  # truncated by a full disk, or damaged: compile again
         data: object = pickle.loads(content)
         return data
 
@@ -115,16 +115,16 @@ class KernelCache(FunctionCache):
         try:
             result = super()._load_overload(signature, target_context)
         except (ImportError, AttributeError, pickle.UnpicklingError):
-            return None  # made by a rule whose module cannot be imported by name: compile again
+            return None  # the module of the rule cannot be imported by name: compile again
         if result is None:
             return None
-        # A rule of __main__ was pickled by value, so its class comes back as another: file the
-        # machine code under the types that were asked for, or the next call compiles again.
+        # A rule in __main__ is pickled by value, so unpickling creates a new class.  Register the
+        # machine code under the requested types; otherwise the next call compiles again.
         asked = tuple(getattr(signature, "args", signature))
         return result._replace(signature=result.signature.replace(args=asked))
 
     @contextlib.contextmanager
     def _guard_against_spurious_io_errors(self) -> Iterator[None]:
-        # A full or read-only disk must cost a recompilation, never a training run.
+        # A full or read-only disk costs a recompilation; it must not stop a training run.
         with contextlib.suppress(OSError):
             yield

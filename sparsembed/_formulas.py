@@ -1,4 +1,4 @@
-"""The formulas of the built-in rules, written once more and independently of the kernels, for `reference`."""
+"""Formulas of the built-in rules for `reference`, written independently of the kernels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from . import rules
-from ._arrays import Array
+from ._typing import Array
 from .rules import Rule
 
 Step = tuple[Array, Sequence[Array]]
@@ -64,7 +64,7 @@ def _moments(betas: tuple[float, float], s: Sequence[Array], g: Array) -> tuple[
 
 
 def _corrected(rule: Any, m: Array, v: Array, step: int) -> Array:
-    """Adam's quotient of bias-corrected moments."""
+    """Return m / (sqrt(v) + eps) of Adam, with bias-corrected moments."""
     beta1, beta2 = rule.betas
     quotient = m / (1 - beta1**step) / (np.sqrt(v / (1 - beta2**step)) + rule.eps)
     return np.where((m == 0) | (v == 0), 0, quotient)
@@ -89,7 +89,7 @@ def _ftrl(rule: rules.FTRL, lr: float, w: Array, s: Sequence[Array], g: Array) -
 
 
 def _by_element(rule: Rule, w: Array, s: Sequence[Array], g: Array, step: int) -> Step:
-    """Run any rule's own scalar functions, one element at a time, in float64."""
+    """Return new weights and slots from the scalar functions of the rule, called for each element in float64."""
     kind, hp = type(rule), rule.scalars(step, np.dtype(np.float64))
     slots, row_slots = list(s[: len(kind.slots)]), list(s[len(kind.slots) :])
     new = w.copy()

@@ -1,4 +1,4 @@
-"""All jit options in one place."""
+"""Compiler options of all kernels, and the decorators that apply them."""
 
 import contextlib
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import numba
 from numba.core import config
 
-from ._threads import uninterrupted
+from ._signals import uninterrupted
 
 try:
     from ._cache import KernelCache
@@ -16,12 +16,12 @@ except (ImportError, AttributeError):  # Numba moved its caching classes: recomp
 
 # error_model: Numba's default, "python", tests every division and stops vectorisation.
 # nogil: kernels run beside Python and beside each other.  No fastmath: results are reproducible.
-# _nrt: kernels never allocate, so no array in them needs a reference count, which is an atomic
-# operation (a row of an SGD update in cache: 76 ns with them, 25 ns without).
+# _nrt=False: no reference counts.  Kernels never allocate, and a reference count is an atomic
+# operation (one row of an SGD update in cache: 76 ns with reference counts, 25 ns without).
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
-# An argument of a kernel that is either there or None: code for None is not compiled, so a loop has no branch on it.
-# For an option that is on or off, pass PRESENT or None.  An int, which both devices take as int64.
+# Optional arguments of kernels are None when absent.  Numba specialises on None, so loops have no branch on them.
+# For an option that is on or off, pass PRESENT or None.  PRESENT is an int, which both devices take as int64.
 PRESENT = 1
 
 
@@ -31,14 +31,14 @@ def kernel(function: Callable[..., Any]) -> Any:
     if config.DISABLE_JIT:
         return dispatcher
     if KernelCache is not None:
-        with contextlib.suppress(RuntimeError):  # no writable place for a cache
+        with contextlib.suppress(RuntimeError):  # no writable folder for the cache
             dispatcher._cache = KernelCache(dispatcher.py_func)
     dispatcher.compile = uninterrupted(dispatcher.compile)
     return dispatcher
 
 
 def return_type(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Return the type of what a scalar function returns for arguments of some Numba types."""
+    """Return the Numba type of the result of a scalar function, given the Numba types of its arguments."""
     dispatcher = numba.njit(**_OPTIONS)(function)
     dispatcher.compile(arguments)
     return dispatcher.nopython_signatures[0].return_type

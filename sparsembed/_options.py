@@ -1,15 +1,22 @@
-"""Options of a table: what holds for every step, checked and saved together."""
+"""Options of a table that hold for every step; they are checked and saved together."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _validate as check
+from . import _check as check
 from .rules import Rule
+
+_SHARE = {"f": 1 - 2.0**-24, "d": 1 - 2.0**-48}  # scale to this share of max_norm, so that rounding does not exceed it
+
+
+def limit(max_norm: float, norm_type: float, extra: float, dtype: np.dtype[Any]) -> tuple[float, float, float, float]:
+    """Return the first fields of `kernels.cpu.norm.Limit`, to scale rows by ``max_norm / (norm + extra)``."""
+    return max_norm, norm_type, extra, _SHARE[dtype.char]
 
 
 class Options(NamedTuple):
-    """What a table is made with besides its optimizer."""
+    """The arguments of a table besides its optimizer."""
 
     padding_idx: int | None = None
     max_norm: float | None = None
@@ -17,7 +24,7 @@ class Options(NamedTuple):
     scale_grad_by_freq: bool = False
 
     def checked(self, num_rows: int, optimizer: Rule | None, dtype: np.dtype[Any]) -> "Options":
-        """Refuse what does not fit a table and its optimizer; returns plain numbers."""
+        """Return the options as plain numbers; refuse options that do not fit the table and its optimizer."""
         check.padding(self.padding_idx, num_rows)
         check.optimizer(optimizer, dtype)
         norm_type = check.norm_type(self.norm_type)
@@ -35,8 +42,12 @@ class Options(NamedTuple):
             )
         return Options(self.padding_idx, max_norm, norm_type, by_freq)
 
+    def limit(self, dtype: np.dtype[Any]) -> tuple[float, float, float, float] | None:
+        """Return `limit` of `max_norm`, or None without `max_norm`."""
+        return None if self.max_norm is None else limit(self.max_norm, self.norm_type, 1e-7, dtype)  # 1e-7: as torch
+
     @property
     def shown(self) -> str:
-        """The options that are not the default, for `repr`."""
+        """The options that differ from the default, for `repr`."""
         changed = ((k, v) for k, v in self._asdict().items() if v != self._field_defaults[k])
         return "".join(f", {name}={value}" for name, value in changed)

@@ -4,7 +4,7 @@ import platform
 
 
 def show_versions() -> None:
-    """Print versions, processor, threads and the place of the kernel cache.
+    """Print versions, processor, number of threads and folder of the kernel cache.
 
     Examples
     --------
@@ -16,7 +16,7 @@ def show_versions() -> None:
 
     import llvmlite.binding
 
-    from . import _threads
+    from ._cpu import threads
     from .kernels.cpu.update import update_rows
 
     lines = {}
@@ -25,7 +25,7 @@ def show_versions() -> None:
     lines["python"] = platform.python_version()
     lines["system"] = platform.platform()
     lines["processor"] = llvmlite.binding.get_host_cpu_name()
-    lines["threads"] = str(_threads.num_threads())
+    lines["threads"] = str(threads.num_threads())
     cache = getattr(update_rows, "_cache", None)
     lines["kernel cache"] = getattr(cache, "cache_path", "none")
     width = max(map(len, lines))

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _validate as check
-from ._arrays import Array, as_array, freeze, kind_of, read_only
-from ._device import SignatureOfInit, engine, on_device
+from . import _check as check
+from ._cpu.inputs import id_array, sample_weights
+from ._cpu.views import freeze
+from ._engine import CPU, engine_of
+from ._frameworks import as_array, by_name, framework_of
 from .plan import Plan, original
 
 
@@ -44,33 +46,32 @@ class Bags:
     array([0. , 0.5, 0. , 0. , 0.5])
     """
 
-    __slots__ = ("_kind", "_plan", "ids", "offsets", "per_sample_weights")
-
-    __signature__ = SignatureOfInit()
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Bags":
-        """Choose the form for arrays on a GPU; subclasses are what they are."""
-        form = cls
-        if cls is Bags and on_device(*args, *kwargs.values()):
-            form = engine("values").DeviceBags
-        return super().__new__(form)
+    __slots__ = ("_engine", "_place", "_plan", "ids", "offsets", "per_sample_weights")
 
     def __init__(self, ids: Any, offsets: Any, per_sample_weights: Any = None) -> None:
+        self._engine = engine = engine_of(ids, offsets, per_sample_weights)
         self._plan = ids if isinstance(ids, Plan) else None
-        self._kind = kind_of(original(ids))
+        if self._plan is not None and engine is not CPU:
+            raise TypeError("ids must be an array: on a GPU bags are not made of plans")
         if self._plan is not None and self._plan.several:
             raise ValueError("ids is a plan of several lookups; a bag needs the plan of one array")
-        array = check.ids(original(ids))
-        if array.ndim != 1:
-            raise ValueError(f"ids must have shape (n,), got {array.shape}; for 2-D ids use Bags.from_padded")
-        self.ids: Array = read_only(array)
-        self.offsets: Array = _offsets(offsets, len(array))
-        self.per_sample_weights: Array | None = None
+        given = {"ids": original(ids), "offsets": offsets, "per_sample_weights": per_sample_weights}
+        flat, shape = engine.ids(given["ids"])
+        if len(shape) != 1:
+            raise ValueError(f"ids must have shape (n,), got {shape}; for 2-D ids use Bags.from_padded{engine.on_host}")
+        ends, weights = engine.offsets(offsets, len(flat)), None
         if per_sample_weights is not None:
-            weights = check.sample_weights(per_sample_weights)
-            if weights.shape != array.shape:
-                raise ValueError(f"per_sample_weights must have one weight per id, {array.shape}, got {weights.shape}")
-            self.per_sample_weights = weights
+            weights = engine.sample_weights(per_sample_weights)
+            if weights.shape != shape:
+                raise ValueError(f"per_sample_weights must have one weight per id, {shape}, got {weights.shape}")
+        caller = framework_of(given["ids"]) if engine is CPU else engine.caller_of(**given)
+        self._hold(engine.Place(flat, ends, weights, caller), given)
+
+    def _hold(self, place: Any, given: dict[str, Any]) -> None:
+        """Set `_place` and the public attributes: the engine's views on the CPU, the given arrays on a GPU."""
+        self._place = place
+        host = {"ids": place.ids, "offsets": place.offsets, "per_sample_weights": place.weights}
+        self.ids, self.offsets, self.per_sample_weights = (host if self._engine is CPU else given).values()
 
     @classmethod
     def from_padded(cls, ids: Any, padding_idx: int | None = 0, per_sample_weights: Any = None) -> "Bags":
@@ -100,7 +101,7 @@ class Bags:
         >>> se.Bags.from_padded(np.array([[3, 5, 0], [2, 0, 0]])).ids
         array([3, 5, 2])
         """
-        array = check.ids(ids)
+        array = id_array(ids)
         if array.ndim != 2:
             raise ValueError(f"ids must have shape (num_bags, longest), got {array.shape}")
         keep = np.ones(array.shape, bool)
@@ -113,7 +114,7 @@ class Bags:
                 raise ValueError(f"per_sample_weights must have the shape of ids, {array.shape}, got {weights.shape}")
             weights = weights[keep]
         bags = cls(array[keep], np.concatenate([[0], np.cumsum(keep.sum(axis=1))]), weights)
-        bags._kind = kind_of(ids)
+        bags._place = bags._place._replace(caller=framework_of(ids))
         return bags
 
     @classmethod
@@ -143,7 +144,7 @@ class Bags:
         """
         if not isinstance(ids, Iterable):
             raise TypeError(f"ids must be a list of lists of ids, got {type(ids).__name__}")
-        parts = [check.ids(bag, f"ids[{b}]") for b, bag in enumerate(ids)]
+        parts = [id_array(bag, f"ids[{b}]") for b, bag in enumerate(ids)]
         for b, part in enumerate(parts):
             if part.ndim != 1:
                 raise ValueError(f"ids[{b}] must be a list of ids, got shape {part.shape}")
@@ -152,7 +153,7 @@ class Bags:
         if per_sample_weights is not None:
             given = check.several(per_sample_weights, "per_sample_weights", "lists")
             lists = [
-                check.sample_weights(bag, f"per_sample_weights[{b}]") if np.size(bag) else np.zeros(0)
+                sample_weights(bag, None, f"per_sample_weights[{b}]") if np.size(bag) else np.zeros(0)
                 for b, bag in enumerate(given)
             ]
             if any(bag.ndim != 1 for bag in lists):
@@ -197,40 +198,34 @@ class Bags:
         if data.dtype.kind not in "fiub":
             raise TypeError(f"matrix must hold real numbers, got {data.dtype}")
         weights = None if (data == 1).all() else data if data.dtype.kind == "f" else data.astype(np.float64)
-        end = int(matrix.indptr[-1])  # a CSR array may own more room than it uses
+        end = int(matrix.indptr[-1])  # the arrays of a CSR matrix may be longer than needed
         return cls(matrix.indices[:end], matrix.indptr, None if weights is None else weights[:end])
 
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        if self._engine is not CPU:
+            raise TypeError("bags on a GPU are not pickled; copy their arrays to the host")
+        names = ("_plan", "ids", "offsets", "per_sample_weights")
+        return None, {"_kind": self._place.caller.name} | {name: getattr(self, name) for name in names}
+
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
-        for name, value in state[1].items():
-            setattr(self, name, freeze(value))
+        found = state[1]
+        self._engine, self._plan = CPU, found["_plan"]
+        ids, offsets, weights = (freeze(found[name]) for name in ("ids", "offsets", "per_sample_weights"))
+        self._hold(CPU.Place(ids, offsets, weights, by_name(found["_kind"])), {})
 
     @property
     def num_bags(self) -> int:
         """Number of bags."""
-        return len(self.offsets) - 1
+        return int(self._place.num_bags)
+
+    @property
+    def _on_device(self) -> bool:
+        return self._engine is not CPU
 
     def __len__(self) -> int:
         return self.num_bags
 
     def __repr__(self) -> str:
         weighted = "" if self.per_sample_weights is None else ", weighted"
-        return f"Bags({self.num_bags} bags, {len(self.ids)} ids{weighted})"
-
-
-def _offsets(value: Any, n: int) -> Array:
-    offsets = check.ids(value, "offsets").astype(np.int64)
-    if offsets.ndim != 1 or len(offsets) == 0:
-        raise ValueError(f"offsets must have shape (num_bags + 1,), got {offsets.shape}")
-    if offsets[0] != 0:
-        raise ValueError(f"offsets must start at 0, got offsets[0] = {offsets[0]}")
-    down = offsets[1:] < offsets[:-1]
-    if down.any():
-        at = int(np.argmax(down))
-        raise ValueError(f"offsets must not decrease, got {offsets[at]} then {offsets[at + 1]} at position {at + 1}")
-    if offsets[-1] != n:
-        raise ValueError(
-            f"offsets must end at len(ids) = {n}, got {offsets[-1]}; they have num_bags + 1 entries, "
-            "the last being the end of the last bag"
-        )
-    offsets.flags.writeable = False
-    return offsets
+        where = self._engine.place_name(self._place.caller)
+        return f"Bags({self.num_bags} bags, {len(self._place.ids)} ids{weighted}{where})"

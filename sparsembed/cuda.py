@@ -1,6 +1,6 @@
-"""What calls on device arrays have besides the calls themselves: when they wait, and when they raise."""
+"""Synchronisation and error reporting of calls on a GPU."""
 
-from ._device import engine
+from ._engine import cuda
 
 __all__ = ["checks", "synchronize"]
 
@@ -18,8 +18,9 @@ def synchronize(device: int = 0, stream: int | None = None) -> None:
     Raises
     ------
     IndexError, ValueError
-        For the first call that had an id, or offsets of bags, out of range.  It wrote nothing, nor did what
-        followed from it; calls after it have done their work, but for others that had one, which are not named.
+        For the first call that had an id, or offsets of bags, out of range.  That call wrote nothing, and neither
+        did calls that used its results.  Other calls have done their work, unless they had such an error, too; only
+        the first error is reported.
     ImportError, RuntimeError
         Without numba-cuda, or without a GPU; the message says what is missing.
 
@@ -28,11 +29,11 @@ def synchronize(device: int = 0, stream: int | None = None) -> None:
     >>> import sparsembed.cuda
     >>> sparsembed.cuda.synchronize()  # doctest: +SKIP
     """
-    engine("errors").synchronize(device, stream)
+    cuda("errors").synchronize(device, stream)
 
 
 def checks(when: str | None = None) -> str:
-    """Say when ids that are out of range raise.
+    """Set when ids that are out of range raise.
 
     Parameters
     ----------
@@ -58,4 +59,4 @@ def checks(when: str | None = None) -> str:
     >>> sparsembed.cuda.checks("now")  # doctest: +SKIP
     'late'
     """
-    return str(engine("errors").checks(when))
+    return str(cuda("errors").checks(when))

@@ -1,17 +1,14 @@
-"""The stateless layer, single rows: arrays in, arrays out, nothing hidden."""
+"""Stateless operations on rows: gather, scatter_add, coalesce."""
 
 from typing import Any
 
 import numpy as np
 
-from . import _launch, _memory
-from . import _validate as check
-from ._arrays import Array, kind_of, kind_of_either, to_kind
-from ._backward import lookup_gradients, result_dtype, row_gradient
-from ._device import engine, on_device
-from ._lag import Lag
+from . import _check as check
+from ._engine import engine_of
+from ._gradients import lookup_parts
 from .gradient import RowGradient
-from .plan import as_plan, each_of, is_several, original
+from .plan import Plan, as_batch, is_several, parts_of
 from .rules.sgd import addition
 
 
@@ -52,32 +49,57 @@ def gather(weight: Any, ids: Any, out: Any = None) -> Any:
            [2., 3.],
            [0., 1.]])
     """
-    if out is not None and is_several(original(ids)):
+    if out is not None and is_several(ids.ids if isinstance(ids, Plan) else ids):
         raise ValueError("out must be left out when ids are several lookups")
-    if on_device(weight, ids, out):
-        return engine("functional").gather(weight, ids, out)
-    return lookup(weight, ids, None, out)
+    engine = engine_of(weight, ids, out)
+    return lookup(engine, engine.weight(weight), weight, ids, out)
 
 
-def lookup(weight: Any, ids: Any, lag: Lag | None, out: Any = None) -> Any:
-    """`gather` of a table whose rows may have to catch up."""
-    ids, table = original(ids), check.weight(weight)
-    if not is_several(ids):
-        return _rows(weight, table, ids, check.flat_ids(ids, len(table)), lag, out)
-    parts = each_of(ids)
-    checked = [check.flat_ids(each, len(table), f"ids[{i}]") for i, each in enumerate(parts)]
-    return [_rows(weight, table, each, flat, lag) for each, flat in zip(parts, checked, strict=True)]
+def lookup(engine: Any, table: Any, given: Any, ids: Any, out: Any = None, contents: Any = None) -> Any:
+    """`gather` of a weight that the caller has `given`, or of a table's contents, whose rows may have missed steps."""
+    if not isinstance(ids, list | tuple | Plan):
+        return _rows(engine, table, given, ids, "ids", out, contents)
+    plan = ids if isinstance(ids, Plan) and ids._engine is engine else None
+    each = ids.ids if isinstance(ids, Plan) else ids
+    if not is_several(each):
+        known = None if plan is None else plan._lookups[0]
+        return _rows(engine, table, given, each, "ids", out, contents, plan, known)
+    known_of = [None] * len(each) if plan is None else plan._lookups
+    parts = zip(parts_of(each), known_of, strict=True)
+    return [_rows(engine, table, given, p, f"ids[{i}]", None, contents, plan, k) for i, (p, k) in enumerate(parts)]
 
 
 def _rows(
-    weight: Any, table: Array, ids: Any, checked: tuple[Array, tuple[int, ...]], lag: Lag | None, out: Any = None
+    engine: Any,
+    table: Any,
+    given: Any,
+    ids: Any,
+    name: str,
+    out: Any,
+    contents: Any,
+    plan: Plan | None = None,
+    known: Any = None,
 ) -> Any:
-    """Copy the rows of ids that were `checked`, into an array of the caller's kind."""
-    (flat, shape), dtype = checked, result_dtype(table)
-    shape = (*shape, table.shape[1])
-    result = _memory.empty(shape, dtype) if out is None else check.output(out, shape, dtype, weight=table, ids=flat)
-    _launch.gather(table, flat, result.reshape(-1, table.shape[1]), lag)
-    return out if out is not None else to_kind(result, kind_of_either(weight, kind_of(ids)))
+    """Copy the rows of one lookup, into an array of the caller's kind; a plan has its ids `known`: flat, with shape."""
+    flat, shape = engine.ids(ids, name) if known is None else known
+    call = engine.begin(contents, None if plan is None else plan._sorted, weight=given, ids=ids, out=out)
+    try:
+        if plan is not None and engine.checks_plans:
+            engine.fits(plan._sorted, table.num_rows)
+        else:
+            engine.check_ids(call, flat, table.num_rows, (name,), (shape,))
+        array, result = engine.result(call, out, (*shape, table.dim), table.result, weight=table.array, ids=flat)
+        rows = array if len(shape) == 1 else array.reshape(flat.size, table.dim)
+        if contents is None or contents.is_free:
+            engine.gather(call, table, flat, rows)
+        else:
+            with contents.lock:
+                missed = engine.missed(contents)  # before streams are ordered: a GPU's history is written at home
+                with engine.reading(contents, call):
+                    engine.gather(call, table, flat, rows, missed)
+        return engine.finish(call, result, out)
+    finally:
+        engine.end(call)
 
 
 def scatter_add(weight: Any, ids: Any, values: Any, alpha: float = 1.0) -> None:
@@ -109,20 +131,20 @@ def scatter_add(weight: Any, ids: Any, values: Any, alpha: float = 1.0) -> None:
     >>> w.ravel()
     array([2., 0., 4.])
     """
-    if on_device(weight, ids, values):
-        engine("functional").scatter_add(weight, ids, values, alpha)
-        return
-    table = check.weight(weight, writeable=True)
+    engine = engine_of(weight, ids, values)
+    table = engine.weight(weight, writeable=True)
     alpha = check.real(alpha, "alpha")
     if abs(alpha) > float(np.finfo(table.dtype).max):
         raise ValueError(f"alpha must fit into {table.dtype}, got {alpha}")
-    batch = as_plan(ids, len(table))
-    grads = lookup_gradients(batch, values, table.shape[1], table, "values")
-    no_state = np.zeros((0, 0, 1), table.dtype)
-    _launch.update_rows(
-        table, no_state, no_state[:, :, 0], np.zeros(1, np.int64), batch, grads, -1, addition(alpha, table.dtype)
-    )
-    batch._recycle()
+    rows, shapes, several = as_batch(engine, ids, table.num_rows)
+    parts, names = lookup_parts(engine, shapes, several, values, table.dim, table.dtype, "values")
+    call = engine.begin(rows=rows, weight=weight, values=values)
+    try:
+        grads = engine.of_lookups(call, rows, parts, names, table, False)
+        engine.add_rows(call, table, rows, grads, addition(alpha, table.dtype))
+    finally:
+        engine.end(call)
+    rows.recycle()
 
 
 def coalesce(
@@ -140,7 +162,7 @@ def coalesce(
     padding_idx : int, optional
         An id whose gradient is dropped.
     scale_grad_by_freq : bool
-        Divide each sum by the number of ids that it is of, in all lookups together.
+        Divide the sum of each row by the number of times that its id occurs, in all lookups together.
 
     Returns
     -------
@@ -154,8 +176,8 @@ def coalesce(
 
     Notes
     -----
-    Equals the rows of ``onehot(ids).T @ grad_out`` that have an id; see `sparsembed.reference.coalesce`.  Sums
-    run in the order of the ids, those of more than 512 in chunks of 512, so results repeat bit for bit.
+    Equals the rows of ``onehot(ids).T @ grad_out`` that have an id; see `sparsembed.reference.coalesce`.  A row
+    is summed in the order of its ids, in chunks of 512, so results repeat bit for bit.
 
     Examples
     --------
@@ -164,13 +186,30 @@ def coalesce(
     >>> g.rows, g.values.ravel()
     (array([2, 7]), array([1., 2.]))
     """
-    if on_device(ids, grad_out):
-        options = {"padding_idx": padding_idx, "scale_grad_by_freq": scale_grad_by_freq}
-        return engine("functional").coalesce(ids, grad_out, num_rows, **options)  # type: ignore[no-any-return]
+    engine = engine_of(ids, grad_out)
     num_rows = check.count(num_rows, "num_rows")
     padding = check.padding(padding_idx, num_rows)
     by_count = check.flag(scale_grad_by_freq, "scale_grad_by_freq")
-    batch = as_plan(ids, num_rows)
-    grads = lookup_gradients(batch, grad_out, None, None, by_count=by_count)
-    first = grad_out[0] if isinstance(grad_out, list | tuple) and grad_out else grad_out
-    return row_gradient(batch, grads, num_rows, padding, kind_of(first))
+    return coalesced(engine, as_batch(engine, ids, num_rows), grad_out, None, None, num_rows, padding, by_count)
+
+
+def coalesced(
+    engine: Any,
+    batch: Any,
+    grad_out: Any,
+    dim: int | None,
+    dtype: Any,
+    num_rows: int,
+    padding: int,
+    by_count: bool,
+    contents: Any = None,
+) -> RowGradient:
+    """Return the summed gradient of each row of a batch, in `dtype` or in the widest dtype of the gradients."""
+    rows, shapes, several = batch
+    parts, names = lookup_parts(engine, shapes, several, grad_out, dim, dtype, "grad_out")
+    call = engine.begin(contents, rows, grad_out=grad_out)
+    try:
+        grads = engine.of_lookups(call, rows, parts, names, None, by_count)
+        return RowGradient._summed(engine, call, rows, grads, num_rows, padding)
+    finally:
+        engine.end(call)

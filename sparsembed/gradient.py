@@ -4,19 +4,23 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from . import _launch, _memory, _norms
-from . import _validate as check
-from ._arrays import Array, kind_of, to_kind
-from ._device import on_device
-from ._exchange import Exchange
-from .plan import Plan
+from . import _check as check
+from . import _exchange
+from ._cpu import inputs, memory, norms, sorting
+from ._cpu.gradients import Gradients
+from ._cpu.launch import segment_sum
+from ._cpu.views import read_only
+from ._engine import CPU
+from ._frameworks import NUMPY, by_name, framework_of
+from ._options import limit
+from ._typing import Array
 
 
-class RowGradient(Exchange):
+class RowGradient:
     """Gradient of some rows of a table: zero everywhere else.
 
     Parameters
@@ -42,46 +46,95 @@ class RowGradient(Exchange):
     array([1.5, 3. ])
     >>> g.rows, g.dim, round(g.norm(), 3), g.is_finite()
     (array([2, 7]), 1, 2.236, True)
+    >>> g.to_host() is g
+    True
     """
 
-    __slots__ = ()
+    _held: Any  # the sums of a gradient on a GPU
+    __slots__ = ("_engine", "_held", "_kind", "_rows", "_values", "num_rows")
 
     def __init__(self, rows: Any, values: Any, num_rows: int) -> None:
-        self.num_rows = check.count(num_rows, "num_rows")
-        flat, shape = check.flat_ids(rows, self.num_rows, "rows")
+        num_rows = check.count(num_rows, "num_rows")
+        flat, shape = inputs.flat_ids(rows, num_rows, "rows")
         if len(shape) != 1 or (np.diff(flat) <= 0).any():
             raise ValueError("rows must be one-dimensional and strictly increasing; use se.coalesce for raw ids")
-        self._rows = flat
-        self._values = check.gradient(values, shape, None, None, "values")
-        self._kind = kind_of(values)
+        array = read_only(inputs.gradient(values, shape, None, None, "values"))
+        self._hold(flat, array, num_rows, framework_of(values).name)
+
+    def _hold(self, rows: Array, values: Array, num_rows: int, kind: str) -> None:
+        self._engine, self.num_rows, self._rows, self._values, self._kind = CPU, num_rows, rows, values, kind
+
+    @classmethod
+    def _make(cls, rows: Array, values: Array, num_rows: int, kind: str) -> Self:
+        """Return a gradient of arrays that need no check."""
+        self = cls.__new__(cls)
+        self._hold(rows, values, num_rows, kind)
+        return self
+
+    @classmethod
+    def _summed(cls, engine: Any, call: Any, rows: Any, grads: Any, num_rows: int, padding: int) -> "RowGradient":
+        """Return the sum of the gradients of each row, without the padding row."""
+        found = engine.segment_sum(call, rows, grads, padding)
+        if engine is CPU:
+            rows, values = found
+            return cls._make(rows, values, num_rows, call.name)
+        self = cls.__new__(cls)
+        self._engine, self.num_rows, self._held = engine, num_rows, found
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_rows", "_values", "_kind"):
+            raise AttributeError("a gradient on a GPU cannot do this; use what its to_host() returns")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+    @property
+    def _on_device(self) -> bool:
+        return self._engine is not CPU
 
     @property
     def rows(self) -> Any:
-        """Row numbers, increasing: array of shape (k,)."""
-        return to_kind(self._rows, self._kind)
+        """Row numbers, increasing: array of shape (k,).  On a GPU it waits, and raises if ids were out of range."""
+        return self._held.rows if self._on_device else by_name(self._kind).of_numpy(self._rows)
 
     @property
     def values(self) -> Any:
-        """Gradient of each row: array of shape (k, dim)."""
-        return to_kind(self._values, self._kind)
+        """Gradient of each row: array of shape (k, dim).  On a GPU it waits, and raises if ids were out of range."""
+        return self._held.values if self._on_device else by_name(self._kind).of_numpy(self._values)
 
     @property
     def dim(self) -> int:
         """Columns."""
-        return int(self._values.shape[1])
+        return int((self._held if self._on_device else self._values).shape[1])
+
+    def to_host(self) -> "RowGradient":
+        """Return the gradient in host memory: itself, or a copy of one on a GPU, which can be added and clipped.
+
+        Returns
+        -------
+        RowGradient
+        """
+        if not self._on_device:
+            return self
+        rows, values = self._held.to_host()
+        return RowGradient(rows, values, self.num_rows)
 
     def __add__(self, other: object) -> "RowGradient":
         """Sum of two gradients: rows are merged, so memory is bounded by the rows ever touched."""
         if not isinstance(other, RowGradient):
             return NotImplemented
+        if self._on_device or other._on_device:
+            raise TypeError(
+                "gradients are not added on a GPU; add what to_host() returns, or update with several lookups"
+            )
         if (self.num_rows, self.dim) != (other.num_rows, other.dim):
             mine, its = (self.num_rows, self.dim), (other.num_rows, other.dim)
             raise ValueError(f"gradients must be of tables of equal shape, got {mine} and {its}")
         if self._values.dtype != other._values.dtype:
             raise TypeError(f"gradients must have one dtype, got {self._values.dtype} and {other._values.dtype}")
-        plan = Plan([self._rows, other._rows], self.num_rows)
-        grads = _launch.Gradients([self._values, other._values], [len(self._rows), len(other._rows)])
-        return self._make(plan.rows, _launch.segment_sum(plan, grads), self.num_rows, self._kind)
+        lookups = [(each._rows, each._rows.shape) for each in (self, other)]
+        rows = sorting.sort(lookups, ("rows", "rows"), self.num_rows, kept=True)
+        grads = Gradients([self._values, other._values], rows.counts)
+        return self._make(*segment_sum(NUMPY, rows, grads), self.num_rows, self._kind)
 
     def __radd__(self, other: object) -> "RowGradient":
         """Make ``sum(gradients)`` work, which starts at 0."""
@@ -102,7 +155,7 @@ class RowGradient(Exchange):
         number, dtype = check.real(factor, "factor"), self._values.dtype
         if abs(number) > float(np.finfo(dtype).max):
             raise ValueError(f"factor must fit into {dtype}, got {factor!r}")
-        with np.errstate(over="ignore"):  # `is_finite` tells
+        with np.errstate(over="ignore"):  # the result may be infinite; see `is_finite`
             return self._of(np.multiply, dtype.type(number))
 
     def unscale(self, loss_scale: float) -> "RowGradient":
@@ -129,7 +182,7 @@ class RowGradient(Exchange):
         number, dtype = check.positive(loss_scale, "loss_scale"), self._values.dtype
         if not float(np.finfo(dtype).tiny) <= number <= float(np.finfo(dtype).max):
             raise ValueError(f"loss_scale must fit into {dtype}, got {loss_scale!r}")
-        with np.errstate(over="ignore"):  # of a scale below one; `is_finite` tells
+        with np.errstate(over="ignore"):  # a loss scale below 1 may overflow; see `is_finite`
             return self._of(np.divide, dtype.type(number))
 
     def clip_values(self, limit: float) -> "RowGradient":
@@ -169,8 +222,8 @@ class RowGradient(Exchange):
 
         Notes
         -----
-        Of the summed gradient, so that the result does not depend on how the batch was put together.  Norms
-        are taken in float64.
+        The summed gradient of a row is clipped, so the result does not depend on the order of the batch.  Norms
+        are computed in float64.
 
         Examples
         --------
@@ -181,8 +234,8 @@ class RowGradient(Exchange):
                [0.3, 0.4]])
         """
         most = check.real(max_norm, "max_norm", least=0.0)
-        values = _memory.copy(self._values)
-        _norms.clip_rows(values, _norms.limit(most, 2.0, 0.0, values))
+        values = memory.copy(self._values)
+        norms.clip_rows(values, limit(most, 2.0, 0.0, values.dtype))
         return self._make(self._rows, values, self.num_rows, self._kind)
 
     def is_finite(self) -> bool:
@@ -190,16 +243,176 @@ class RowGradient(Exchange):
         return bool(np.isfinite(self._values).all())
 
     def _of(self, function: Any, *arguments: Any) -> "RowGradient":
-        """Return a gradient of the same rows, whose values are a NumPy function of these."""
-        values = _memory.empty(self._values.shape, self._values.dtype)
+        """Return a gradient of the same rows, with a NumPy function applied to the values."""
+        values = memory.empty(self._values.shape, self._values.dtype)
         function(self._values, *arguments, out=values)
         return self._make(self._rows, values, self.num_rows, self._kind)
 
     def norm(self) -> float:
         """Return the Euclidean norm, accumulated in float64."""
-        return _norms.euclidean([self._values])
+        return norms.euclidean([self._values])
+
+    def to_torch(self) -> Any:
+        """Return a torch sparse COO tensor, coalesced, as ``nn.Embedding(sparse=True)`` leaves in ``weight.grad``.
+
+        Returns
+        -------
+        torch.Tensor of shape (num_rows, dim), with one sparse dimension
+            Its values share the memory of this gradient if the library made them; values that came from
+            the caller, and the row numbers, are copied.
+
+        Raises
+        ------
+        ImportError
+            If torch has not been imported.
+
+        Examples
+        --------
+        >>> import numpy as np, torch, sparsembed as se
+        >>> se.RowGradient([2], np.array([[3.0]]), num_rows=4).to_torch().to_dense().T
+        tensor([[0., 0., 3., 0.]], dtype=torch.float64)
+        """
+        return _exchange.to_torch(self._rows, self._values, self.num_rows)
+
+    @classmethod
+    def from_torch(cls, tensor: Any) -> Self:
+        """Make a gradient of a torch sparse COO tensor, such as the gradient of ``nn.Embedding(sparse=True)``.
+
+        Parameters
+        ----------
+        tensor : torch.Tensor of shape (num_rows, dim), in host memory
+            Sparse COO with one sparse dimension, coalesced or not: repeated rows are summed in their order,
+            as `sparsembed.coalesce` does.  Not copied where its rows increase.  float16 becomes float32.
+
+        Returns
+        -------
+        RowGradient
+            Whose rows and values are tensors, too.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            For other tensors, and anything else.
+
+        Examples
+        --------
+        >>> import torch, sparsembed as se
+        >>> layer = torch.nn.Embedding(5, 1, sparse=True)
+        >>> layer(torch.tensor([3, 1, 3])).sum().backward()
+        >>> se.RowGradient.from_torch(layer.weight.grad).values.ravel()
+        tensor([1., 2.])
+        """
+        return cls._make(*_exchange.from_torch(tensor))
+
+    def to_scipy(self) -> Any:
+        """Return a scipy CSR array, every element of the rows stored.
+
+        Returns
+        -------
+        scipy.sparse.csr_array of shape (num_rows, dim)
+            Its data are a copy.
+
+        Notes
+        -----
+        CSR has an offset for each row of the table, so this takes 8 bytes for each of `num_rows`.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> se.RowGradient([0, 2], np.array([[1.0, 2.0], [3.0, 4.0]]), num_rows=4).to_scipy().toarray()
+        array([[1., 2.],
+               [0., 0.],
+               [3., 4.],
+               [0., 0.]])
+        """
+        return _exchange.to_scipy(self._rows, self._values, self.num_rows)
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> Self:
+        """Make a gradient of a scipy CSR array: its rows that store anything.
+
+        Parameters
+        ----------
+        matrix : scipy CSR array or matrix of shape (num_rows, dim), of float32 or float64
+            Elements that are stored twice are summed.
+
+        Returns
+        -------
+        RowGradient
+            With zeros for elements that are not stored.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For anything else.
+
+        Examples
+        --------
+        >>> import numpy as np, scipy.sparse, sparsembed as se
+        >>> matrix = scipy.sparse.csr_array(np.array([[0.0, 0.0], [0.0, 5.0]]))
+        >>> g = se.RowGradient.from_scipy(matrix)
+        >>> g.rows, g.values
+        (array([1], dtype=int32), array([[0., 5.]]))
+        """
+        return cls._make(*_exchange.from_scipy(matrix))
+
+    def to_indexed_slices(self) -> _exchange.IndexedSlices:
+        """Return ``(values, indices, dense_shape)``, the parts of a ``tf.IndexedSlices`` by name and in its order.
+
+        Returns
+        -------
+        NamedTuple of values (k, dim), indices (k,), dense_shape (num_rows, dim)
+            Arrays of the kind of this gradient's; not copied if they are NumPy's.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> se.RowGradient([2], np.array([[3.0]]), num_rows=4).to_indexed_slices()
+        IndexedSlices(values=array([[3.]]), indices=array([2]), dense_shape=(4, 1))
+        """
+        return _exchange.IndexedSlices(self.values, self.rows, (self.num_rows, self.dim))
+
+    @classmethod
+    def from_indexed_slices(cls, slices: Any) -> Self:
+        """Make a gradient of a ``tf.IndexedSlices``, or of anything with its parts.
+
+        Parameters
+        ----------
+        slices : object with `values`, `indices` and `dense_shape`, or a tuple of them in this order
+            With values (n, dim) floats, indices (n,) int32 or int64, dense_shape (num_rows, dim).  Repeated
+            indices are summed in their order; nothing is copied where they increase.
+
+        Returns
+        -------
+        RowGradient
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            For parts that do not fit.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> g = se.RowGradient.from_indexed_slices((np.array([[1.0], [2.0], [4.0]]), np.array([3, 1, 3]), (5, 1)))
+        >>> g.rows, g.values.ravel()
+        (array([1, 3]), array([2., 5.]))
+        """
+        return cls._make(*_exchange.from_indexed_slices(slices))
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        if self._on_device:
+            raise TypeError("a gradient on a GPU is not pickled; pickle what its to_host() returns")
+        return None, {name: getattr(self, name) for name in ("_kind", "_rows", "_values", "num_rows")}
+
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
+        self._engine = CPU
+        for name, value in state[1].items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
+        if self._on_device:
+            return f"RowGradient({self.num_rows} rows, dim={self.dim}, {self._held.shown})"
         k, dim = self._values.shape
         return f"RowGradient({k} of {self.num_rows} rows, dim={dim}, {self._values.dtype})"
 
@@ -247,12 +460,13 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
         max_norm = check.real(max_norm, "max_norm", least=0.0)
     for i, gradient in enumerate(check.several(gradients, "gradients", "RowGradient")):
         if not isinstance(gradient, RowGradient):
-            hint = "; pass what its to_host() returns" if on_device(gradient) else ""
-            raise TypeError(f"gradients[{i}] must be a RowGradient, got {type(gradient).__name__}{hint}")
-    each = list({id(gradient): gradient for gradient in gradients}.values())  # one listed twice counts once
+            raise TypeError(f"gradients[{i}] must be a RowGradient, got {type(gradient).__name__}")
+        if gradient._on_device:
+            raise TypeError(f"gradients[{i}] is on a GPU, expected host memory; pass what its to_host() returns")
+    each = list({id(gradient): gradient for gradient in gradients}.values())  # a gradient listed twice counts once
     arrays = _once(dense)
     rows = [np.ascontiguousarray(array).reshape(1, -1) for array in arrays]
-    norm = _norms.euclidean([*(gradient._values for gradient in each), *rows])
+    norm = norms.euclidean([*(gradient._values for gradient in each), *rows])
     if not math.isfinite(norm):
         raise ValueError(
             f"the norm of the gradients is {norm}, expected a finite number; look for NaN or infinity before clipping"
@@ -260,21 +474,21 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
     if norm > max_norm:
         values = [gradient._of(np.multiply, _factor(max_norm / norm, gradient._values))._values for gradient in each]
         factors = [_factor(max_norm / norm, array) for array in arrays]
-        # In one call into C, so that an interrupt comes before all of it or after.
+        # One call into C, so that an interrupt comes before or after all of it.
         work = chain(map(np.multiply, arrays, factors, arrays), map(setattr, each, repeat("_values"), values))
         deque(work, maxlen=0)
     return norm
 
 
 def _once(dense: Any) -> list[Array]:
-    """Check dense gradients, which are scaled in place; returns each memory once."""
+    """Check dense gradients, which are scaled in place; return one array for each piece of memory."""
     found: dict[Any, Array] = {}
     for i, value in enumerate(check.several(dense, "dense", "arrays")):
-        array = check.ndarray(value, f"dense[{i}]")
+        array = inputs.ndarray(value, f"dense[{i}]")
         if array.dtype not in check.FLOATS:
             raise TypeError(f"dense[{i}] must be float32 or float64, got {array.dtype}")
         if array.size:
-            check.in_place(array, f"dense[{i}]", "a copy")
+            inputs.in_place(array, f"dense[{i}]", "a copy")
             found.setdefault(_place(array), array)
     arrays = list(found.values())
     for i, array in enumerate(arrays):
@@ -284,13 +498,13 @@ def _once(dense: Any) -> list[Array]:
 
 
 def _place(array: Array) -> tuple[Any, ...]:
-    """Where an array lies: equal for two views of the same numbers."""
+    """Return a key of the memory of an array, equal for two views of the same numbers."""
     how = (array.size,) if array.flags.c_contiguous else (array.shape, array.strides)
     return array.__array_interface__["data"][0], *how, array.dtype.char
 
 
 def _factor(factor: float, array: Array) -> Any:
-    """Return a factor in an array's dtype, so far rounded down that rounding the products makes no norm too large."""
+    """Return a factor in an array's dtype, rounded down so that rounding of the products cannot exceed the norm."""
     kind = array.dtype.type
     number = kind(factor * (1 - 2.0 * float(np.finfo(kind).epsneg)))
     return number if number <= factor else np.nextafter(number, kind(0))

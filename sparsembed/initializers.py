@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
-from . import _memory
-from . import _validate as check
-from ._arrays import Array
+from . import _check as check
+from ._cpu import memory
+from ._typing import Array
 
 _BLOCK = 1 << 16  # numbers drawn at a time: keeps temporaries in cache and memory bounded
 
@@ -46,7 +46,7 @@ def zeros(shape: tuple[int, ...], *, dtype: npt.DTypeLike = np.float32, rng: Any
     >>> se.initializers.zeros((1, 2))
     array([[0., 0.]], dtype=float32)
     """
-    return _memory.zeros(check.shape(shape), check.table_dtype(dtype))
+    return memory.zeros(check.shape(shape), check.table_dtype(dtype))
 
 
 def uniform(
@@ -204,7 +204,7 @@ def glorot_uniform(shape: tuple[int, ...], *, dtype: npt.DTypeLike = np.float32,
     return uniform(shape, -limit, limit, dtype=dtype, rng=rng)
 
 
-FRESH = frozenset({zeros, uniform, normal, truncated_normal, glorot_uniform})  # nobody else holds their arrays
+FRESH = frozenset({zeros, uniform, normal, truncated_normal, glorot_uniform})  # results can be adopted without a copy
 
 
 def _fill(
@@ -212,7 +212,7 @@ def _fill(
 ) -> Array:
     """Fill an array block by block, drawing in float64 and rounding once."""
     generator = np.random.default_rng(rng)
-    array = _memory.empty(check.shape(shape), check.table_dtype(dtype))
+    array = memory.empty(check.shape(shape), check.table_dtype(dtype))
     flat = array.reshape(-1)
     for start in range(0, len(flat), _BLOCK):
         block = flat[start : start + _BLOCK]

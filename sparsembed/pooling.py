@@ -1,15 +1,15 @@
-"""The stateless layer, bags of rows: pool them, and carry gradients back."""
+"""Stateless operations on bags: pool, and the gradients of pool."""
 
 from typing import Any
 
-from . import _launch, _memory
-from . import _validate as check
-from ._arrays import kind_of, kind_of_either, to_kind
-from ._backward import check_bags, check_mode, pooled_gradients, result_dtype, row_gradient, table_of_max, weights_of
-from ._device import engine, on_device
-from ._lag import Lag
+import numpy as np
+
+from . import _check as check
+from ._engine import engine_of
+from ._gradients import Pooled, arrays_of, check_bags, place_of, pooled
 from .bags import Bags
 from .gradient import RowGradient
+from .plan import as_batch
 
 
 def pool(weight: Any, bags: Bags, mode: str = "sum", out: Any = None, *, padding_idx: int | None = None) -> Any:
@@ -50,23 +50,33 @@ def pool(weight: Any, bags: Bags, mode: str = "sum", out: Any = None, *, padding
     >>> se.pool(np.array([[0.0], [4.0]]), bags, mode="mean").ravel()
     array([3., 4.])
     """
-    if on_device(weight, bags, out):
-        return engine("pooling").pool(weight, bags, mode, out, padding_idx=padding_idx)
-    return pool_bags(weight, bags, mode, out, padding_idx, None)
+    engine = engine_of(weight, bags, out)
+    table = engine.weight(weight)
+    return pool_bags(engine, table, weight, bags, mode, out, check.padding(padding_idx, table.num_rows))
 
 
-def pool_bags(weight: Any, bags: Bags, mode: str, out: Any, padding_idx: int | None, lag: Lag | None) -> Any:
-    """`pool` of a table whose rows may have to catch up."""
-    table = check.weight(weight)
-    number, padding = check_bags(bags, len(table), mode, padding_idx)
-    dtype, shape = result_dtype(table), (bags.num_bags, table.shape[1])
-    lies = {"weight": table, "ids": bags.ids, "offsets": bags.offsets, "per_sample_weights": bags.per_sample_weights}
-    result = _memory.empty(shape, dtype) if out is None else check.output(out, shape, dtype, **lies)
-    if mode == "max":
-        _launch.pool_max(table, bags, padding, result, lag)
-    else:
-        _launch.pool(table, bags, weights_of(bags, dtype), number, padding, result, lag)
-    return out if out is not None else to_kind(result, kind_of_either(weight, bags._kind))
+def pool_bags(
+    engine: Any, table: Any, given: Any, bags: Bags, mode: str, out: Any, padding: int, contents: Any = None
+) -> Any:
+    """Return `pool` of the caller's weight, or of a table's contents, whose rows may have missed steps."""
+    number = check_bags(engine, bags, mode)
+    place = place_of(engine, bags, table.result)
+    call = engine.begin(contents, places=(place,), like=place.caller, weight=given, out=out, **arrays_of(bags))
+    try:
+        engine.check_bags(call, place, table.num_rows)
+        lies = {"ids": place.ids, "offsets": place.offsets, "per_sample_weights": place.weights}
+        shape = (place.num_bags, table.dim)
+        array, result = engine.result(call, out, shape, table.result, weight=table.array, **lies)
+        if contents is None or contents.is_free:
+            engine.pool(call, table, place, number, padding, array)
+        else:
+            with contents.lock:
+                missed = engine.missed(contents)
+                with engine.reading(contents, call):
+                    engine.pool(call, table, place, number, padding, array, missed)
+        return engine.finish(call, result, out)
+    finally:
+        engine.end(call)
 
 
 def pool_gradient(
@@ -117,16 +127,88 @@ def pool_gradient(
     >>> se.pool_gradient(bags, np.array([[2.0], [5.0]]), num_rows=3, mode="mean").values.ravel()
     array([1., 6.])
     """
-    if on_device(bags, grad_out, weight):
-        options = {"padding_idx": padding_idx, "weight": weight, "scale_grad_by_freq": scale_grad_by_freq}
-        return engine("pooling").pool_gradient(bags, grad_out, num_rows, mode, **options)  # type: ignore[no-any-return]
+    engine = engine_of(bags, grad_out, weight)
     num_rows = check.count(num_rows, "num_rows")
-    table = table_of_max(mode, weight, num_rows, check.weight)
-    check_mode(bags, mode)
+    if (mode == "max") != (weight is not None):
+        needs = "needs weight=, the table that was pooled" if mode == "max" else "takes no weight"
+        raise ValueError(f"mode={mode!r} {needs}")
+    table = None if weight is None else engine.weight(weight)
+    if table is not None and table.num_rows != num_rows:
+        raise ValueError(f"weight must have num_rows = {num_rows} rows, got {table.num_rows}")
     padding = check.padding(padding_idx, num_rows)
     by_count = check.flag(scale_grad_by_freq, "scale_grad_by_freq")
-    batch, grads = pooled_gradients([bags], [grad_out], mode, num_rows, padding, table, None, None, None, by_count)
-    return row_gradient(batch, grads, num_rows, padding, kind_of(grad_out))
+    lookups = pooled(engine, [bags], [grad_out], mode, None if table is None else table.dim, None, num_rows)
+    # In a tuple the weight does not decide whose arrays come out.
+    call = engine.begin(places=lookups.places, grad_out=grad_out, weight=(weight,), **arrays_of(bags))
+    try:
+        rows, grads = bag_gradients(engine, call, lookups, num_rows, padding, table, by_count)
+        return RowGradient._summed(engine, call, rows, grads, num_rows, padding)
+    finally:
+        engine.end(call)
+
+
+def bag_gradients(
+    engine: Any,
+    call: Any,
+    lookups: Pooled,
+    num_rows: int,
+    padding: int,
+    table: Any,
+    by_count: bool,
+    contents: Any = None,
+) -> tuple[Any, Any]:
+    """Return the sorted rows of bags, and their gradients; mode max compares rows that have caught up."""
+    where = (num_rows, padding, table, by_count)
+    if contents is None or contents.is_free or lookups.number != check.MODES["max"]:
+        return engine.of_bags(call, lookups, *where)  # type: ignore[no-any-return]
+    with contents.lock:
+        missed = engine.missed(contents)
+        with engine.reading(contents, call):
+            return engine.of_bags(call, lookups, *where, missed)  # type: ignore[no-any-return]
+
+
+def pooled_gradient(
+    bags: Bags,
+    grad_out: Any,
+    mode: str,
+    engine: Any,
+    table: Any,
+    num_rows: int,
+    padding: int,
+    by_count: bool,
+    contents: Any = None,
+) -> RowGradient:
+    """Return the gradient of one pooled lookup as a `RowGradient`."""
+    lookups = pooled(engine, [bags], [grad_out], mode, table.dim, table.dtype, num_rows)
+    call = engine.begin(contents, places=lookups.places, grad_out=grad_out, **arrays_of(bags))
+    try:
+        rows, grads = bag_gradients(engine, call, lookups, num_rows, padding, table, by_count, contents)
+        return RowGradient._summed(engine, call, rows, grads, num_rows, padding)
+    finally:
+        engine.end(call)
+
+
+def max_gradient(
+    bags: list[Bags],
+    grad_out: list[Any],
+    engine: Any,
+    table: Any,
+    num_rows: int,
+    padding: int,
+    by_count: bool,
+    contents: Any = None,
+) -> RowGradient:
+    """Return the gradient of several max-pooled lookups: the sum of one gradient per lookup."""
+    if len(bags) != len(grad_out):
+        raise ValueError(f"grad_out must be a list of {len(bags)} gradients, one per set of bags, got {len(grad_out)}")
+    where = ("max", engine, table, num_rows, padding, False, contents)
+    parts = [pooled_gradient(each, grad, *where) for each, grad in zip(bags, grad_out, strict=True)]
+    total = sum(parts[1:], parts[0])
+    if by_count:  # divide by the number of occurrences in all lookups
+        together, *_ = as_batch(engine, [each.ids for each in bags], num_rows)
+        counts = np.diff(together.offsets)[np.searchsorted(together.rows, total._rows)]
+        total._values /= counts[:, None].astype(total._values.dtype)
+    return total
 
 
 def per_sample_weights_gradient(
@@ -166,15 +248,18 @@ def per_sample_weights_gradient(
     >>> se.per_sample_weights_gradient(np.array([[2.0], [6.0]]), bags, np.ones((1, 1)), mode="mean")
     array([-1.,  1.])
     """
-    if on_device(weight, bags, grad_out):
-        gradient = engine("pooling").per_sample_weights_gradient
-        return gradient(weight, bags, grad_out, mode, padding_idx=padding_idx)
-    table = check.weight(weight)
+    engine = engine_of(weight, bags, grad_out)
+    table = engine.weight(weight)
     if mode == "max":
         raise ValueError("mode='max' has no per_sample_weights, so no gradient of them; use sum, mean or sqrtn")
-    number, padding = check_bags(bags, len(table), mode, padding_idx)
-    dtype = result_dtype(table)
-    grad = check.gradient(grad_out, (bags.num_bags,), table.shape[1], dtype)
-    result = _memory.empty((len(bags.ids),), dtype)
-    _launch.weights_gradient(table, bags, weights_of(bags, dtype), grad, number, padding, result)
-    return to_kind(result, kind_of_either(weight, kind_of(grad_out)))
+    number, padding = check_bags(engine, bags, mode), check.padding(padding_idx, table.num_rows)
+    place = place_of(engine, bags, table.result)
+    grad = engine.gradient(grad_out, (place.num_bags,), table.dim, table.result)
+    call = engine.begin(places=(place,), weight=weight, grad_out=grad_out, **arrays_of(bags))
+    try:
+        engine.check_bags(call, place, table.num_rows)
+        array, result = engine.result(call, None, (len(place.ids),), table.result)
+        engine.weights_gradient(call, table, place, number, padding, grad, array)
+        return engine.finish(call, result)
+    finally:
+        engine.end(call)

@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from ._arrays import Array
 from ._formulas import take_step
+from ._typing import Array
 from .bags import Bags
 from .rules import Rule
 
@@ -54,7 +54,7 @@ def onehot(ids: Any, num_rows: int) -> sparse.csr_array:
 
 def _flat(ids: Any) -> Array:
     array = np.asarray(ids).reshape(-1)
-    return array if array.size else array.astype(np.int64)  # an empty list has no dtype of its own
+    return array if array.size else array.astype(np.int64)  # np.asarray([]) is float64
 
 
 def gather(weight: Any, ids: Any) -> Array:
@@ -127,7 +127,7 @@ def _members(bags: Bags, mode: str, padding_idx: int | None) -> sparse.csr_array
 
 
 def _without_zeros(matrix: sparse.csr_array) -> sparse.csr_array:
-    """A matrix that stores no zeros: what they are multiplied by is not looked at, NaN as little as anything else."""
+    """Return the matrix without stored zeros, so that a product with a row of NaN is not NaN where the factor is 0."""
     matrix.eliminate_zeros()
     return matrix
 
@@ -173,7 +173,7 @@ def pool_gradient(
     """
     grad = np.asarray(grad_out, np.float64)
     if mode != "max":
-        each = _without_zeros(_members(bags, mode, padding_idx)).T @ grad  # of every occurrence
+        each = _without_zeros(_members(bags, mode, padding_idx)).T @ grad  # gradient of each occurrence
     else:
         each = np.zeros((len(bags.ids), grad.shape[1]))
         for c, winners in enumerate(argmax(weight, bags, padding_idx).T):
@@ -182,7 +182,7 @@ def pool_gradient(
 
 
 def clip_rows(weight: Any, max_norm: float, norm_type: float = 2.0) -> Array:
-    """Rows whose norm exceeds `max_norm`, times ``max_norm / (norm + 1e-7)``; the others as they are.
+    """Return the table with rows whose norm exceeds `max_norm` scaled by ``max_norm / (norm + 1e-7)``.
 
     Examples
     --------

@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 
+from . import _check as check
 from . import _jit, reference
-from . import _validate as check
+from ._cpu import inputs
 from .rules import Rule
 from .table import EmbeddingTable
 
-# Movement is compared relative to the largest: a hundred times the rounding of one operation.
+# Tolerance relative to the largest movement: a hundred times the rounding error of one operation.
 _TOLERANCES: dict[np.dtype[Any], float] = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-12}
 
 
 def default_trace(num_rows: int = 50, dim: int = 7, steps: int = 12, rng: Any = 0) -> list[tuple[Any, Any]]:
-    """Make a trace that meets what goes wrong: repeats, a hot row, an empty step, one id, all rows.
+    """Make a trace of the cases that often fail: repeats, a hot row, an empty step, one id, all rows.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ def default_trace(num_rows: int = 50, dim: int = 7, steps: int = 12, rng: Any = 
         if step % 4 == 2:
             ids = generator.permutation(num_rows)
         elif step % 4 == 3:
-            ids[::2] = num_rows // 2  # a hot row with half the batch
+            ids[::2] = num_rows // 2  # a hot row: half of the batch
         trace.append((ids, generator.standard_normal((len(ids), dim))))
     return trace
 
@@ -97,7 +98,7 @@ def check_optimizer(rule: Rule, trace: Iterable[tuple[Any, Any]] | None = None, 
     for number, pair in enumerate(pairs):
         if len(check.several(pair, f"trace[{number}]", "ids and grad_out")) != 2:
             raise TypeError(f"trace[{number}] must be a pair (ids, grad_out), got {len(pair)} things")
-        steps.append((check.ids(pair[0], f"trace[{number}] ids"), np.asarray(pair[1])))
+        steps.append((inputs.id_array(pair[0], f"trace[{number}] ids"), np.asarray(pair[1])))
     if len(steps) == 0:
         raise ValueError("trace must have at least one step")
     if num_rows is not None:
@@ -114,7 +115,7 @@ def check_optimizer(rule: Rule, trace: Iterable[tuple[Any, Any]] | None = None, 
             table.update(ids, rounded)
             weight, state = reference.update(rule, weight, state, ids, rounded, number)
             scale = max(float(np.abs(weight - start).max()), 1e-30)
-            now = table.lookup(np.arange(shape[0]))  # `weight` would bring every row up to date
+            now = table.lookup(np.arange(shape[0]))  # reading `weight` would apply the missed steps to every row
             error = float(np.abs(now - weight).max())
             deviation = error / scale
             rounding = number * np.finfo(dtype).eps / 2 * float(np.abs(weight).max())  # each step rounds a weight once
@@ -135,7 +136,7 @@ def check_optimizer(rule: Rule, trace: Iterable[tuple[Any, Any]] | None = None, 
 
 
 def _check_promotion(rule: Rule) -> None:
-    """Refuse float literals, which compute in float64: twice as slow, and rounded differently."""
+    """Refuse float literals: they make float32 arithmetic float64, which is twice as slow and rounds differently."""
     from numba import typeof, types
 
     kind, single = type(rule), types.float32

@@ -14,8 +14,7 @@ import numpy as np
 
 import sparsembed as se
 from sparsembed._cache import rules_in
-from sparsembed._cuda import errors
-from sparsembed._cuda import queue as queues
+from sparsembed._cuda import errors, queues
 from sparsembed._cuda.array import DeviceArray
 from sparsembed._cuda.code import types_of
 from sparsembed.rules._rule import RULES as BY_HYPER
@@ -183,9 +182,7 @@ def _raise(queue: Recorder) -> None:
     """What is started for ids out of range; all that is read here is 0, as if the first one were."""
     queues.taken(queue, queue.record)
     with contextlib.suppress(IndexError):
-        errors.raise_for(
-            queue, array(1, dtype=np.uint64), errors.new_call(("ids",), ((1,),), 1), array(1, dtype=np.int32)
-        )
+        errors.raise_for(queue, array(1, dtype=np.uint64), errors.note(("ids",), ((1,),), 1), array(1, dtype=np.int32))
 
 
 def cases() -> list[Case]:

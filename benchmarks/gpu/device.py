@@ -16,7 +16,7 @@ import numpy as np
 import sparsembed as se
 import sparsembed.cuda
 from sparsembed._cuda import views
-from sparsembed._device import engine
+from sparsembed._engine import cuda
 
 BATCHES = 8  # different inputs, in turn
 Step = Callable[[int], Any]  # called with the number of the batch
@@ -39,7 +39,7 @@ class Device:
     kind = "cuda"  # what tables are made with
 
     def __init__(self) -> None:
-        self.queue = engine("queue").open_queue(0, 0)  # or the message that says what is missing
+        self.queue = cuda("queues").open_queue(0, 0)  # or the message that says what is missing
         self._streams: list[Any] = []
 
     def up(self, host: Any) -> Any:

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+GPUS: Any = None  # the module `queues`, set when it is imported: `to_host` and DLPack need a queue
+
 
 class DeviceArray:
-    """C-ordered numbers in device memory; the items of the first axis may lie further apart than they are long.
+    """C-ordered numbers in device memory; rows (items of the first axis) may have gaps between them.
 
     Parameters
     ----------
@@ -15,14 +17,14 @@ class DeviceArray:
     shape : tuple of int
     dtype : dtype
     owner : object
-        Whoever keeps the memory alive.
+        The object that keeps the memory alive.
     stride : int, optional
-        Numbers from one item of the first axis to the next.
+        Distance from one row to the next, in numbers.
     stream : int, optional
-        The address of the stream that the memory was made on, in whose order it becomes valid, 1 for the default
-        stream; None if it is somebody else's.
+        The address of the stream that allocated the memory, 1 for the default stream: later work of this stream
+        finds the memory valid.  None if another library allocated it.
     readonly : bool
-        Whether it must not be written to.
+        Whether kernels must not write to the array.
     """
 
     __slots__ = ("dtype", "owner", "pointer", "readonly", "shape", "stream", "stride")
@@ -57,7 +59,7 @@ class DeviceArray:
 
     @property
     def extent(self) -> int:
-        """Numbers from the first to the last, those between rows included."""
+        """Numbers from the first to the last, gaps between rows included."""
         if not (self.shape and self.size):
             return self.size
         return int((len(self) - 1) * self.stride + math.prod(self.shape[1:]))
@@ -68,28 +70,26 @@ class DeviceArray:
         return int(self.size * self.dtype.itemsize)
 
     def reshape(self, *shape: int) -> "DeviceArray":
-        """The same numbers in another shape; they must lie one behind the other."""
+        """Return a view in another shape; the numbers must be contiguous."""
         return DeviceArray(self.pointer, shape, self.dtype, self.owner, None, self.stream, self.readonly)
 
     def view(self, dtype: Any) -> "DeviceArray":
-        """The same bytes as numbers of another dtype of the same size."""
+        """Return a view of the same bytes in another dtype of the same size."""
         return DeviceArray(self.pointer, self.shape, dtype, self.owner, self.stride, self.stream, self.readonly)
 
     def part(self, start: int, count: int) -> "DeviceArray":
-        """Rows, or numbers, from `start` on."""
+        """Return a view of `count` rows, or numbers, from `start` on."""
         pointer, shape = self.pointer + start * self.stride * self.dtype.itemsize, (count, *self.shape[1:])
         return DeviceArray(pointer, shape, self.dtype, self.owner, self.stride, self.stream, self.readonly)
 
     def overlaps(self, other: "DeviceArray") -> bool:
-        """Whether the memory between the first and the last number of both meets."""
+        """Return whether the memory of two arrays overlaps, gaps between rows included."""
         return bool(self.size and other.size and self.pointer < other._end and other.pointer < self._end)
 
     def to_host(self) -> Any:
-        """Copy to a NumPy array; waits for what its stream has been given."""
-        from . import queue as queues
-
+        """Return a NumPy copy; waits for earlier work of the array's stream."""
         flat = DeviceArray(self.pointer, (self.extent,), self.dtype, self.owner, None, self.stream)
-        found = queues.open_queue(self._device, self.stream or 1).download(flat)
+        found = GPUS.open_queue(self._device, self.stream or 1).download(flat)
         if self.extent == self.size:
             return found.reshape(self.shape)
         steps = [self.stride, *(math.prod(self.shape[k + 1 :]) for k in range(1, len(self.shape)))]
@@ -124,13 +124,11 @@ class DeviceArray:
         from cuda.core import Buffer
         from cuda.core.utils import StridedMemoryView
 
-        from . import queue as queues
-
-        if self.stream is not None and stream != -1:  # None is the default stream
-            mark = queues.open_queue(self._device, self.stream).mark()
-            queues.open_queue(self._device, int(stream or 1)).after(mark)
+        if self.stream is not None and stream != -1:  # a stream of None is the default stream
+            mark = GPUS.open_queue(self._device, self.stream).mark()
+            GPUS.open_queue(self._device, int(stream or 1)).after(mark)
         if options.get("dl_device") == self.__dlpack_device__():
-            options["dl_device"] = None  # where it is already
+            options["dl_device"] = None  # the array is on this device already
         memory = Buffer.from_handle(self.pointer, self.extent * self.dtype.itemsize, owner=self)
         strides = (self.stride, *(math.prod(self.shape[k + 1 :]) for k in range(1, len(self.shape))))
         view = StridedMemoryView.from_buffer(memory, self.shape, strides[: len(self.shape)], dtype=self.dtype)
@@ -138,6 +136,4 @@ class DeviceArray:
 
     @property
     def _device(self) -> int:
-        from . import queue as queues
-
-        return int(queues.device_of(self.pointer))
+        return int(GPUS.device_of(self.pointer))

@@ -1,4 +1,4 @@
-"""From a kernel to machine code: Numba makes PTX, nvJitLink a cubin, and a file keeps it for the next process."""
+"""From a kernel to machine code: Numba makes PTX, nvJitLink a cubin, and a file keeps the cubin for later processes."""
 
 import contextlib
 import hashlib
@@ -16,8 +16,8 @@ from numba.core import config
 from .._cache import STAMP, rules_in
 from .array import DeviceArray
 
-# The compiler does not fuse a product and a sum, and writes both with a rounding (`mul.rn.f32`), so that the assembler
-# does not, either: kernels then compute the bits that the CPU does.  They wait for memory anyway.
+# No fused multiply-add, so that kernels compute the CPU's bits.  The compiler writes products with an explicit rounding
+# (`mul.rn.f32`), which the assembler may not fuse either.  Kernels are bound by memory, not by arithmetic.
 COMPILER = {"opt": 3, "fma": False}
 ASSEMBLER = ("-fmad=false", "-v")
 _TOOLS = ("numba-cuda", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink", "numba")
@@ -26,13 +26,13 @@ _TOOLS = ("numba-cuda", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink", "numba")
 class Code(NamedTuple):
     """A kernel for one kind of device."""
 
-    name: str  # of its entry
+    name: str  # of the entry point
     cubin: bytes
-    log: str  # what the assembler says of registers and memory
+    log: str  # registers and memory of the kernel, as the assembler prints them
 
 
 def types_of(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Numba's types of what a kernel is called with: pointers and numbers, alone or in tuples, or None."""
+    """Return Numba's types of the arguments of a kernel: pointers and numbers, alone or in tuples, or None."""
     return tuple(map(_type_of, arguments))
 
 
@@ -57,10 +57,10 @@ def _type_of(value: Any) -> Any:
 
 
 def flatten(kernel: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Any]]:
-    """Return what stands for a kernel and the types of its arguments, and the parameters of a launch.
+    """Return the cache key of a kernel with the types of its arguments, and the parameters of a launch.
 
-    cuda.core passes an int as eight bytes, an address or an int64, a float as a float64, and a number of NumPy's as it
-    is: what `types_of` says, which costs 5 to 40 us a launch, where this costs 0.5 to 2.
+    The key is made from Python types, which takes 0.5 to 2 us a launch; `types_of` takes 5 to 40 us.  Both agree:
+    cuda.core passes an int as int64 (or an address), a float as float64, and a NumPy scalar in its dtype.
     """
     key: list[Any] = [kernel]
     flat: list[Any] = []
@@ -71,7 +71,7 @@ def flatten(kernel: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[tup
             flat.append(value.pointer)
         elif value is None:
             key.append(None)
-            flat.append(0)  # Numba keeps eight bytes for it
+            flat.append(0)  # Numba passes None as eight bytes
         elif isinstance(value, tuple):
             key += (kind, type(value[0]), len(value))
             flat += value
@@ -82,7 +82,7 @@ def flatten(kernel: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[tup
 
 
 def ptx_of(kernel: Callable[..., Any], kinds: tuple[Any, ...], capability: tuple[int, int], threads: int) -> str:
-    """Compile a kernel to PTX: ``cuda.compile``, which has no way to say that nothing is to be fused."""
+    """Return the PTX of a kernel.  This replaces ``cuda.compile``, which has no option against fused operations."""
     from numba.cuda import compiler, types
     from numba.cuda.core.compiler_lock import global_compiler_lock
     from numba.cuda.cudadrv import nvvm
@@ -97,7 +97,7 @@ def ptx_of(kernel: Callable[..., Any], kinds: tuple[Any, ...], capability: tuple
 
 
 def link(ptx: str, capability: tuple[int, int]) -> Code:
-    """Assemble PTX."""
+    """Return the code that the assembler makes of PTX."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
     options = LinkerOptions(arch=f"sm_{capability[0]}{capability[1]}", ptxas_options=list(ASSEMBLER))
@@ -108,14 +108,14 @@ def link(ptx: str, capability: tuple[int, int]) -> Code:
 
 
 def build(kernel: Callable[..., Any], kinds: tuple[Any, ...], capability: tuple[int, int], threads: int) -> Code:
-    """Return the code of a kernel, from a file if there is one."""
+    """Return the code of a kernel, from the disk cache if the cache has it."""
     what = (kernel.__module__, kernel.__qualname__, str(kinds), capability, threads, COMPILER, ASSEMBLER, _versions())
     rules = [hyper.fingerprint() for hyper in rules_in(kinds) if hasattr(hyper, "fingerprint")]
     path = _folder() / (hashlib.sha256(repr((what, rules, STAMP)).encode()).hexdigest()[:40] + ".cubin")
     if (found := _read(path)) is not None:
         return found
     code = link(ptx_of(kernel, kinds, capability, threads), capability)
-    with contextlib.suppress(OSError):  # no place for a cache costs a compilation, never a run
+    with contextlib.suppress(OSError):  # without a folder for the cache, each process compiles again
         _write(path, code)
     return code
 
@@ -130,7 +130,7 @@ def _versions() -> list[str | None]:
     for name in _TOOLS:
         try:
             found.append(version(name))
-        except PackageNotFoundError:  # of a toolkit that is installed otherwise
+        except PackageNotFoundError:  # the toolkit is not installed as a Python package
             found.append(None)
     return found
 
@@ -142,7 +142,7 @@ def _read(path: Path) -> Code | None:
         return None
     digest, content = stored[:32], stored[32:]
     if hashlib.sha256(content).digest() != digest:
-        return None  # cut short by a full disk, or damaged
+        return None  # the file is damaged, or was cut short by a full disk
     head, _, cubin = content.partition(b"\n")
     name, log = json.loads(head)
     return Code(name, cubin, log)

@@ -1,11 +1,11 @@
-"""The CUDA driver: points in a stream, and errors that say what to do."""
+"""The CUDA driver: events, and messages that say how to remedy an error."""
 
 from typing import Any
 
 from cuda.bindings import driver
 
-_CAPTURE = range(900, 910)  # what a CUDA graph that is being captured does not allow
-_BROKEN = (700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999)  # nothing works any more
+_CAPTURE = range(900, 910)  # errors of calls that the capture of a CUDA graph does not allow
+_BROKEN = (700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999)  # errors after which the process cannot use the GPU
 FORKED = (
     "a GPU that was used before os.fork() cannot be used in the child; start processes with "
     "multiprocessing.get_context('spawn'), or use the GPU in one of them only"
@@ -13,7 +13,7 @@ FORKED = (
 
 
 class Mark:
-    """A point in the work of a queue, for another queue to wait for."""
+    """A CUDA event: a point in the work of a queue, for which another queue can wait."""
 
     __slots__ = ("_destroy", "event", "queue")
 
@@ -23,16 +23,16 @@ class Mark:
         self._destroy = driver.cuEventDestroy  # at exit the module may be gone
 
     def record(self) -> None:
-        """Let the point be here."""
+        """Record the event: the point is the end of all work that the queue has been given so far."""
         checked(driver.cuEventRecord(self.event, self.queue.handle), "marking a stream")
 
     def __del__(self) -> None:
         if hasattr(self, "_destroy"):
-            self._destroy(self.event)  # whoever waits for it goes on to do so
+            self._destroy(self.event)  # streams that wait for the event still do: CUDA frees it when it is complete
 
 
 def checked(result: tuple[Any, ...], what: str) -> Any:
-    """Return what a function of the driver gave, or raise for the error that it gave."""
+    """Return the result of a function of the driver, or raise for its error."""
     if result[0]:
         raise failure(_text(result[0]), what, int(result[0]))
     return result[1] if len(result) > 1 else None
@@ -63,7 +63,7 @@ def failure(text: str, what: str, number: int | None = None) -> Exception:
 
 
 def unusable(what: str, error: Exception) -> RuntimeError:
-    """Return the exception of whoever has no GPU, or no driver."""
+    """Return the exception for a machine without a GPU or a driver."""
     return RuntimeError(
         f"no NVIDIA {what} can be used: {error}; device='cuda' needs one, with a driver of CUDA 12 or newer "
         "(nvidia-smi shows both)"

@@ -1,7 +1,7 @@
-"""Ids and offsets out of range: noted on the device, raised on the host when it next waits, or at once.
+"""Ids and offsets out of range: noted on the device, raised when the host next waits, or at once.
 
-A bad id never stops the device.  Kernels write nothing for the batch that has it, and the first position is kept
-in the record of the stream, with the number of the call: ``call * 2**31 + position`` of ids, and of offsets.
+A bad id never stops the device.  Kernels write nothing for the batch of a bad id.  The record of the stream keeps the
+first bad position together with the number of the call: ``call * 2**31 + position``, once for ids, once for offsets.
 """
 
 import itertools
@@ -14,21 +14,21 @@ import numpy as np
 from ..kernels.cuda import records
 from ..kernels.cuda._sharing import NONE
 from ..kernels.cuda.sort import OF_OFFSETS
-from . import queue as queues
+from . import queues
 from .array import DeviceArray
 
-_REMEMBERED = 4096  # calls whose shapes are kept for the message
+_REMEMBERED = 4096  # calls whose shapes are kept for messages
 _lock = threading.Lock()
-_calls: "deque[Call]" = deque(maxlen=_REMEMBERED)
+_calls: "deque[Noted]" = deque(maxlen=_REMEMBERED)
 _numbers = itertools.count(1)
 _settings = {"check": "late"}
 
 
-class Call(NamedTuple):
-    """A call that looked at ids."""
+class Noted(NamedTuple):
+    """A call whose ids were checked: what the message of a late error needs."""
 
     number: int
-    names: tuple[str, ...]  # of its lookups
+    names: tuple[str, ...]  # names of the lookups of the call
     shapes: tuple[tuple[int, ...], ...]
     num_rows: int
 
@@ -43,16 +43,16 @@ def checks(when: str | None = None) -> str:
     return before
 
 
-def new_call(names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], num_rows: int) -> Call:
-    """Number a call."""
+def note(names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], num_rows: int) -> Noted:
+    """Return the `Noted` of a call, with the number of the call."""
     with _lock:
-        call = Call(next(_numbers), names, shapes, num_rows)
+        call = Noted(next(_numbers), names, shapes, num_rows)
         _calls.append(call)
     return call
 
 
-def raise_for(queue: Any, status: DeviceArray, call: Call, ids: DeviceArray) -> None:
-    """Wait, and raise if ids or offsets of this call were out of range; what other calls noted stays on record."""
+def raise_for(queue: Any, status: DeviceArray, call: Noted, ids: DeviceArray) -> None:
+    """Wait, and raise if ids or offsets of this call were out of range; errors of other calls stay in the record."""
     position = int(queue.download(status)[0])
     if position == NONE:
         return
@@ -63,7 +63,7 @@ def raise_for(queue: Any, status: DeviceArray, call: Call, ids: DeviceArray) -> 
 
 
 def synchronize(device: int, stream: int | None = None) -> None:
-    """Wait for a device, or a stream, and raise for the first call since the last time that was wrong."""
+    """Wait for a device or a stream, and raise for the first error that was noted since the last time."""
     if stream is None:
         found = queues.take_records(device)
     else:
@@ -76,20 +76,20 @@ def synchronize(device: int, stream: int | None = None) -> None:
         raise offsets_error(offsets & (2**31 - 1), offsets >> 31)
     number, position = ids >> 31, ids & (2**31 - 1)
     with _lock:
-        call = next((each for each in _calls if each.number == number), Call(number, ("ids",), (), 0))
+        call = next((each for each in _calls if each.number == number), Noted(number, ("ids",), (), 0))
     raise ids_error(call, position, None, late=True)
 
 
 def offsets_error(position: int, number: int | None) -> ValueError:
-    """The error of offsets that make no bags."""
+    """Return the error of offsets that make no bags."""
     when = "" if number is None else f" (call {number} on the GPU; it wrote nothing)"
     return ValueError(
         f"offsets must start at 0, not decrease, and end at len(ids); offsets[{position}] does not fit{when}"
     )
 
 
-def ids_error(call: Call, position: int, value: Any, late: bool = False) -> IndexError:
-    """The error of an id that is out of range."""
+def ids_error(call: Noted, position: int, value: Any, late: bool = False) -> IndexError:
+    """Return the error of an id that is out of range."""
     name, where = call.names[0], str(position)
     for each, shape in zip(call.names, call.shapes, strict=False):
         size = int(np.prod(shape))

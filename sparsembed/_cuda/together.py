@@ -1,4 +1,4 @@
-"""Launches that are made ready one by one and started at once, so that a step is taken whole or not at all."""
+"""Launches that are prepared one by one and started together, so that a step is taken whole or not at all."""
 
 from collections import deque
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from itertools import starmap
 from operator import call, length_hint
 from typing import Any
 
-from .stream import unstarted
+from .queue import unstarted
 
 
 class Together:
-    """A queue whose launches wait for `start`; memory, and all else, is the queue's at once.
+    """A queue whose launches wait for `start`; all other methods are the queue's and act at once.
 
     Parameters
     ----------
@@ -20,21 +20,21 @@ class Together:
     def __init__(self, queue: Any) -> None:
         self._queue = queue
         self._calls: list[tuple[Any, ...]] = []
-        self._given: list[tuple[Any, ...]] = []  # keeps the arrays of the launches
+        self._given: list[tuple[Any, ...]] = []  # keeps the arrays of the launches alive
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
 
     def launch(self, kernel: Callable[..., Any], blocks: int, threads: int, *arguments: Any) -> None:
-        """Compile a kernel, and note that it is to be started."""
+        """Compile a kernel, and store its launch for `start`."""
         self._calls.append(self._queue.ready(kernel, blocks, threads, *arguments))
         self._given.append((kernel, blocks, threads, arguments))
 
     def start(self, *more: tuple[Any, ...]) -> None:
-        """Start everything, then call what else there is: tuples of a function and its arguments.
+        """Start all launches, then call `more`: tuples of a function and its arguments.
 
-        Python looks for signals between its own instructions only.  Here are none, so that an interrupt comes before
-        the first call or after the last one.
+        Python handles signals only between instructions of its bytecode.  Between these calls there are none, so an
+        interrupt comes before the first call or after the last one.
         """
         left = iter([*self._calls, *more])
         try:

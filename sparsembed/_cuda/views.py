@@ -1,49 +1,40 @@
-"""The caller's device arrays as the engine sees them, and results as the caller's kind of array.
+"""Views of the caller's device arrays, and the framework, device and stream of the caller."""
 
-No framework is imported: an object can only be a torch tensor if torch has been imported already.
-"""
-
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import queue as queues
+from .._frameworks import CUPY, JAX, LEGACY, NUMBA, NUMPY, TORCH, Framework, framework_of
+from . import queues
 from .array import DeviceArray
 
-LEGACY = 1  # the default stream, in the numbers of the interface, which has no 0
 ADVICE = "move it to the device of the others, or all to the host"
 
 
 class Caller(NamedTuple):
-    """Whose arrays a call was made with: its kind of array, device and stream decide where results go."""
+    """The framework, device and stream of a call's arrays, which decide where results go."""
 
-    kind: str  # "torch", "cupy", "numba", "jax", or "ours" for everything else
+    framework: Framework
     device: int
     stream: int
 
-
-def kind_of(value: Any) -> str:
-    """Return the kind of a device array."""
-    for name, attribute in (("torch", "Tensor"), ("cupy", "ndarray"), ("jax", "Array")):
-        module = sys.modules.get(name)
-        if module is not None and isinstance(value, getattr(module, attribute, ())):
-            return name
-    return "numba" if type(value).__module__.startswith("numba.") else "ours"
+    @property
+    def kind(self) -> str:
+        """The kind of array that results have: "torch", "cupy", "numba", "jax", or "ours" for everything else."""
+        return self.framework.on_gpu
 
 
 def view(value: Any, name: str) -> DeviceArray:
-    """View a device array; rows of a matrix may lie apart, everything else must be contiguous."""
+    """Return a view of a device array; rows of a matrix may have gaps, everything else must be contiguous."""
     if isinstance(value, DeviceArray):
         return value
-    if kind_of(value) == "torch":
-        if not value.is_cuda:
-            raise TypeError(f"{name} is on {value.device}, the other arrays on a GPU; {ADVICE}")
-        size = value.element_size()
-        steps = tuple(step * size for step in value.stride())
-        return _adopt(value.data_ptr(), tuple(value.shape), steps, _torch_dtype(value, name), value, name, False)
-    # JAX's arrays never change, whatever they say of themselves, and only DLPack waits for their values.
-    fixed = kind_of(value) == "jax"
+    framework = framework_of(value)
+    if (found := framework.strided(value, name)) is not None:
+        return _adopt(*found, value, name, False)
+    if framework is TORCH:
+        raise TypeError(f"{name} is on {value.device}, the other arrays on a GPU; {ADVICE}")
+    # JAX's arrays are immutable, also where their interface says otherwise, and only DLPack waits for their values.
+    fixed = framework is JAX
     interface = None if fixed else getattr(value, "__cuda_array_interface__", None)
     if interface is not None:
         if interface.get("mask") is not None:
@@ -55,47 +46,22 @@ def view(value: Any, name: str) -> DeviceArray:
     if device is not None and device()[0] in (2, 13):  # CUDA memory, managed memory
         from cuda.core.utils import StridedMemoryView
 
-        found = StridedMemoryView.from_dlpack(value, stream_ptr=LEGACY)
+        memory = StridedMemoryView.from_dlpack(value, stream_ptr=LEGACY)
         try:
-            dtype = np.dtype(found.dtype)
+            dtype = np.dtype(memory.dtype)
         except (NotImplementedError, TypeError):
             raise TypeError(f"{name} is of a dtype that kernels do not have; convert it to float32") from None
-        strides = None if found.strides is None else tuple(step * dtype.itemsize for step in found.strides)
-        readonly = fixed or bool(found.readonly)
-        return _adopt(found.ptr, tuple(found.shape), strides, dtype, (value, found), name, readonly)
+        strides = None if memory.strides is None else tuple(step * dtype.itemsize for step in memory.strides)
+        readonly = fixed or bool(memory.readonly)
+        return _adopt(memory.ptr, tuple(memory.shape), strides, dtype, (value, memory), name, readonly)
     what = f"a {type(value).__name__} in host memory"
     raise TypeError(f"{name} is {what}, the other arrays are on a GPU; {ADVICE}")
-
-
-def row_major(value: Any) -> Any:
-    """Return torch's and CuPy's arrays C-contiguous, a copy where they are not; others as they are."""
-    kind = kind_of(value)
-    if kind == "torch" and value.is_cuda:
-        return value.detach().contiguous()
-    return sys.modules["cupy"].ascontiguousarray(value) if kind == "cupy" else value
-
-
-def converted(value: Any, dtype: Any) -> Any:
-    """Return floats of torch and CuPy in a dtype, a copy where they have another; others as they are."""
-    kind = kind_of(value)
-    if kind == "torch" and value.is_cuda and value.is_floating_point():
-        return value.detach().to(getattr(sys.modules["torch"], np.dtype(dtype).name))
-    if kind == "cupy" and value.dtype.kind == "f":
-        return value.astype(dtype, copy=False)
-    return value
-
-
-def _torch_dtype(value: Any, name: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(str(value.dtype).removeprefix("torch."))
-    except TypeError:
-        raise TypeError(f"{name} is {value.dtype}, which kernels do not have; convert with .float()") from None
 
 
 def _adopt(
     pointer: int, shape: tuple[int, ...], strides: Any, dtype: np.dtype[Any], owner: Any, name: str, readonly: bool
 ) -> DeviceArray:
-    """Check where the numbers of an array lie; strides in bytes, None where they lie one behind the other."""
+    """Return a view after a check of the layout; strides are in bytes, None if the array is contiguous."""
     if 0 in shape or strides is None:
         found = DeviceArray(pointer or 0, shape, dtype, owner, readonly=readonly)
     else:
@@ -121,9 +87,10 @@ def _adopt(
 
 
 def caller_of(**arrays: Any) -> Caller:
-    """Say whose arrays these are; refuse those of several devices.  Whatever is None is left out.
+    """Return the caller of these arrays; refuse arrays on several devices, and ignore None.
 
-    The stream is that of the first that is of a framework, else of the first that names one.
+    The stream is the current stream of the first array's framework; without a framework, the first stream that an
+    array names.
     """
     given = {name: value for name, value in arrays.items() if value is not None}
     places = {name: device_of(value, name) for name, value in given.items()}
@@ -132,83 +99,41 @@ def caller_of(**arrays: Any) -> Caller:
         where = ", ".join(f"{name} on cuda:{device}" for name, device in devices.items())
         raise TypeError(f"all arrays must be on one device, got {where}; {ADVICE}")
     values, device = list(given.values()), next(iter(devices.values()), 0)
-    first = next((each for each in values if kind_of(each) != "ours"), None)
-    others = [value for name, value in given.items() if name != "table"]  # which has a stream of its own
+    first = next((each for each in values if framework_of(each) is not NUMPY), None)
+    others = [value for name, value in given.items() if name != "table"]  # a table has a home stream
     streams = (stream_of(each, device) for each in (first, *others) if each is not None)
     return Caller(
-        "ours" if first is None else kind_of(first),
+        NUMPY if first is None else framework_of(first),
         device,
         next((stream for stream in streams if stream is not None), LEGACY),
     )
 
 
 def device_of(value: Any, name: str) -> int | None:
-    """Return the number of the device of a device array; None where nobody knows, for want of memory."""
-    kind = kind_of(value)
-    if kind == "torch" and value.is_cuda:
-        return int(value.device.index)
-    if kind == "cupy":
-        return int(value.device.id)
+    """Return the number of the device of a device array; None for an empty array, whose address says nothing."""
+    if (device := framework_of(value).device_of(value)) is not None:
+        return device
     found = view(value, name)
     return int(queues.device_of(found.pointer)) if found.size else None
 
 
 def stream_of(value: Any, device: int) -> int | None:
-    """Return the address of the caller's current stream, or that of an array; None if nothing says it."""
-    if (current := current_stream(kind_of(value), device)) is not None:
+    """Return the address of the caller's current stream, or else of the array's stream; None if neither is known."""
+    if (current := framework_of(value).stream(device)) is not None:
         return current
     if isinstance(value, DeviceArray):
         return value.stream
     interface = getattr(value, "__cuda_array_interface__", None)
     if interface is None:
-        return LEGACY if by_dlpack(value) else None  # where `view` has its values
+        return LEGACY if by_dlpack(value) else None  # on which `view` makes DLPack wait for the values
     stream = interface.get("stream")
     return None if stream is None else int(stream)
 
 
 def by_dlpack(value: Any) -> bool:
-    """Whether only DLPack lends an array: its owner does not know which stream reads it."""
-    if isinstance(value, DeviceArray) or (kind := kind_of(value)) in ("torch", "cupy", "numba"):
+    """Return whether an array is reached by DLPack only: the owner then does not know which stream reads it."""
+    framework = framework_of(value)
+    if isinstance(value, DeviceArray) or framework in (TORCH, CUPY, NUMBA):
         return False
     lends = hasattr(value, "__cuda_array_interface__")
-    return kind == "jax" or (not lends and hasattr(value, "__dlpack_device__"))
-
-
-def current_stream(kind: str, device: int) -> int | None:
-    """Return the address of a framework's current stream; None for one that has none."""
-    if kind == "torch":
-        return int(sys.modules["torch"].cuda.current_stream(device).cuda_stream) or LEGACY
-    if kind == "cupy":
-        with sys.modules["cupy"].cuda.Device(device):
-            return int(sys.modules["cupy"].cuda.get_current_stream().ptr) or LEGACY
-    return LEGACY if kind == "jax" else None  # JAX: where `view` has its values
-
-
-def make(queue: Any, caller: Caller, shape: tuple[int, ...], dtype: Any) -> tuple[DeviceArray, Any]:
-    """Make an uninitialised array of the caller's kind; returns a view of it, and what to hand over."""
-    dtype = np.dtype(dtype)
-    if caller.kind == "torch":
-        torch = sys.modules["torch"]
-        made = torch.empty(shape, dtype=getattr(torch, dtype.name), device=f"cuda:{caller.device}")
-    elif caller.kind == "cupy":
-        cupy = sys.modules["cupy"]
-        with cupy.cuda.Device(caller.device):
-            made = cupy.empty(shape, dtype)
-    elif caller.kind == "numba":
-        from numba import cuda
-
-        made = cuda.device_array(shape, dtype)  # on the device that the queue has made current
-    else:
-        array: DeviceArray = queue.empty(shape, dtype)
-        return array, array
-    return view(made, "result"), made
-
-
-def hand_over(array: Any, caller: Caller) -> Any:
-    """Return what `make` made, in the end: JAX adopts memory that will not change."""
-    if caller.kind == "jax" and isinstance(array, DeviceArray):
-        jax = sys.modules["jax"]
-        if not array.size:
-            return jax.numpy.zeros(array.shape, array.dtype)
-        return jax.dlpack.from_dlpack(array)
-    return array
+    return framework is JAX or (not lends and hasattr(value, "__dlpack_device__"))

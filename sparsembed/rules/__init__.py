@@ -1,4 +1,4 @@
-"""Optimizers: one immutable value of hyperparameters each, one file each."""
+"""Optimizers: each is an immutable value of hyperparameters, in a file of its own."""
 
 from ._rule import Rule
 from .adagrad import Adagrad

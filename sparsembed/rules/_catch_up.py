@@ -1,4 +1,4 @@
-"""How rows catch up with steps that they missed: what a rule that equals its dense namesake has besides its step."""
+"""How rows catch up with missed steps, for rules that equal the dense optimizer of the same name."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -12,15 +12,15 @@ PARTS = ("Gap", *_FUNCTIONS, "history")
 
 
 class CatchUp:
-    """What steps without a gradient do to a row; a rule names its class `catching_up`.
+    """The effect of steps without a gradient on a row; the attribute `catching_up` of a rule is such a class.
 
     All functions are static; those but `history` run in kernels, on scalars, and must not contain float literals where
-    they compute with elements.  A rule may have the parts as its own instead: `Rule` makes the class of them.
+    they compute with elements.  A rule may define these parts itself instead: `Rule` then makes the class.
 
     Attributes
     ----------
     Gap : NamedTuple class
-        What a row that missed steps needs, the same for all rows that missed the same steps.
+        The coefficients of some missed steps, shared by all rows that missed the same steps.
 
     Notes
     -----
@@ -48,7 +48,7 @@ class CatchUp:
 
 
 def collect(rule: Any) -> None:
-    """Give a class of rules both forms: `catching_up`, and its parts as attributes of the rule."""
+    """Give a rule class both `catching_up` and the parts of it as attributes, whichever of the two it defines."""
     own = {name: rule.__dict__[name] for name in PARTS if name in rule.__dict__}
     if "catching_up" not in rule.__dict__:
         if own:
@@ -59,7 +59,7 @@ def collect(rule: Any) -> None:
     elif own:
         raise TypeError(f"{rule.__name__} defines catching_up, so {sorted(own)} must be in that class")
     parts = rule.catching_up
-    if parts is None:  # a rule whose rows miss nothing, derived from one whose rows do
+    if parts is None:  # a rule whose rows miss no steps, derived from a rule whose rows do
         parts = type("_Nothing", (), dict.fromkeys(("Gap", *_FUNCTIONS)))
     elif missing := [name for name in ("Gap", "gap", "catch_up") if getattr(parts, name, None) is None]:
         raise TypeError(f"{rule.__name__} must define {missing} of how its rows catch up with steps that they missed")

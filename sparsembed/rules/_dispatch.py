@@ -1,7 +1,7 @@
-"""How a kernel reaches a rule: functions that the class of `hp` turns into the rule's own.
+"""Functions that kernels call; the class of `hp` selects the rule whose function is meant.
 
-In plain Python (NUMBA_DISABLE_JIT) the bodies below run; when a kernel is compiled, the
-overloads put the rule's functions in their place.
+In plain Python (NUMBA_DISABLE_JIT) the bodies below run; in a compiled kernel, Numba overloads replace them by
+the functions of the rule.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def reduce(w, g, hp):
 
 
 def has_pair(hp):
-    """Whether the rule reduces two things over the row, its slots included."""
+    """Whether the rule reduces two numbers over the row, which may depend on the slots."""
     return RULES[type(hp)].reduce_pair is not None
 
 
@@ -113,7 +113,7 @@ def names_of(hp: Any, which: str) -> tuple[str, ...]:
 
 
 def returned(value: Any, hp: Any, function: str, which: str) -> int:
-    """Refuse to compile a rule that returns more or fewer slots than it declares: it would write elsewhere."""
+    """Return the number of slots; refuse to compile a rule that returns more or fewer: it would write elsewhere."""
     names = names_of(hp, which)
     if not isinstance(value, BaseTuple) or len(value) != len(names):
         raise errors.TypingError(

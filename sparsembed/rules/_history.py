@@ -1,9 +1,9 @@
-"""History: what rows need to catch up with the steps that they missed, shared by all rows of a table.
+"""History: the coefficients of missed steps, shared by all rows of a table.
 
-A row that no batch touches for k steps must be read as if the dense optimizer had taken them.  That takes
-constant time per element: what k steps without a gradient do depends on the row only through its weight and
-slots, and on the steps only through a few numbers per *first missed step*, kept here and brought forward by
-every step.  Steps further back than `reach` no longer move anything; their numbers only decay.
+A row that no batch touches for k steps must be read as if the dense optimizer had taken these steps.  This takes
+constant time per element.  The result depends on the weight and the slots of the row, and on a few coefficients for
+each possible *first missed step*.  The history holds these coefficients, and each step updates them.  A row that
+missed more than `reach` steps only decays any further, so older coefficients are not updated.
 """
 
 from collections.abc import Callable
@@ -13,25 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 FARTHEST = 1 << 14  # steps without a gradient after which a row must be at rest
-LONGEST = 1 << 15  # steps after which every row is brought up to date and the history starts anew
-_SMALLEST, _LARGEST = 1e-150, 1e150  # of a product of decays, kept in float64
+LONGEST = 1 << 15  # steps after which every row catches up and a new history starts
+_SMALLEST, _LARGEST = 1e-150, 1e150  # range of a product of decays in float64
 
 Array = npt.NDArray[Any]
 
 
 class History:
-    """The steps since `base`, up to which every row was up to date.
+    """The steps since `base`, a step that every row has taken.
 
     Parameters
     ----------
     columns, fields : int
-        Numbers per step: coefficients, hyperparameters.
+        Numbers of coefficients and of hyperparameters per step.
     ages : array of shape (reach + 1, powers)
-        What depends on the number of missed steps alone.
+        Factors that depend only on the number of missed steps.
     advance : callable ``(history, t) -> (first, rows)``, or None
-        What step ``base + t`` makes of `entries`: the rows from `first` to t, as a new array.
+        Returns the `entries` after step ``base + t``: the rows from `first` to t, as a new array.
     dtype : dtype
-        Of the table.
+        The dtype of the table.
     base : int
 
     Attributes
@@ -39,7 +39,7 @@ class History:
     entries : float64 array (steps, columns)
     past : array (steps, fields) of `dtype`; `exact` the same in float64
     product : int
-        The column that holds a product over steps, which must neither over- nor underflow, or -1.
+        The column that holds a product over steps, which must not overflow or underflow; or -1.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class History:
         self._stand: tuple[int, tuple[int, Array] | None] = (
             0,
             None,
-        )  # the newest step, and what is to be written of it
-        self.kind_of_step: Callable[[tuple[float, ...]], Any] | None = None  # a history has steps of one kind
-        self.start = 0  # which of the starts of its table this is
+        )  # the newest step, and the (first, rows) still to be written
+        self.kind_of_step: Callable[[tuple[float, ...]], Any] | None = None  # all steps of a history have the same kind
+        self.start = 0  # the number of this history, as in `steps[STARTS]`
 
     @property
     def newest(self) -> int:
@@ -71,7 +71,7 @@ class History:
         return self._stand[0]
 
     def takes(self, hyper: tuple[float, ...]) -> bool:
-        """Whether a step with these hyperparameters can follow, or every row must be brought up to date first."""
+        """Whether a step with these hyperparameters can follow; if not, every row must catch up first."""
         if self.kind_of_step is None or not self.newest:
             return True
         return bool(self.kind_of_step(tuple(self.exact[1].tolist())) == self.kind_of_step(hyper))
@@ -83,25 +83,25 @@ class History:
 
     @property
     def full(self) -> bool:
-        """Whether every row must be brought up to date, and the history start anew."""
+        """Whether every row must catch up, and a new history start."""
         if self.product < 0:
             return self.newest >= LONGEST
         size = abs(float(self.entries[self.newest, self.product]))
         return self.newest >= LONGEST or not _SMALLEST < size < _LARGEST
 
     def record(self, step: int, hyper: tuple[float, ...]) -> None:
-        """Note the hyperparameters of a step, before it is taken; a step that is not taken is noted over."""
+        """Store the hyperparameters of the next step; if that step is not taken, the next call overwrites them."""
         t = step - self.base
-        for name in ("entries", "exact", "past"):  # readers keep the arrays that they have
+        for name in ("entries", "exact", "past"):  # replace, do not resize: other threads may read the old arrays
             if t >= len(array := getattr(self, name)):
                 setattr(self, name, _double(array))
         self.exact[t] = self.past[t] = hyper
 
     def sync(self, step: int) -> None:
-        """Count the steps taken since.
+        """Update `entries` for all steps up to `step`.
 
-        What a step makes of `entries` is worked out apart, noted in one assignment, and then written: whatever
-        interrupts a call, the next one goes on where it stood, and no step counts twice.
+        The new rows of a step are computed first, stored in `_stand` by one assignment, and then written.  If a call
+        is interrupted, the next call continues from `_stand`, so no step is applied twice.
         """
         while True:
             newest, made = self._stand

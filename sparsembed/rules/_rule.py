@@ -21,7 +21,7 @@ from ._history import History
 Schedule = float | Callable[[int], float]
 _LARGEST = {char: float(np.finfo(char).max) for char in "fd"}
 RULES: dict[type, type["Rule"]] = {}  # class of the named tuple -> rule
-HELPERS: list[Callable[..., Any]] = []  # scalar functions that the functions of our own rules share
+HELPERS: list[Callable[..., Any]] = []  # scalar functions that the built-in rules share
 _STEP = ("step", "reduce", "reduce_pair", "row", "row_pair", "slots", "row_slots")
 _COMPILED = {*_STEP, "catching_up", *PARTS} - {"history"}  # what kernels find by the class of `hp`
 
@@ -36,14 +36,14 @@ class Rule:
     slots, row_slots : tuple of str
         Names of the state kept per element, and per row.  Fresh state is zero.
     squares : tuple of str
-        Those of them that sum squares: a state in which one is negative is refused.
+        The slots and row slots that sum squares: a state with a negative one is refused.
 
     Raises
     ------
     TypeError
-        When a class is made whose parts do not fit together.
+        If the parts of a new class do not fit together.
     TypeError, ValueError
-        When a value is made with hyperparameters that are negative or not finite; `_check` may have other ranges.
+        If hyperparameters are negative or not finite; `_check` may have other ranges.
 
     Notes
     -----
@@ -96,7 +96,7 @@ class Rule:
     row: ClassVar[Callable[..., Any] | None] = None
     row_pair: ClassVar[Callable[..., Any] | None] = None
     step: ClassVar[Callable[..., Any]]
-    # Only for rules that equal their dense namesakes: a class, whose parts are attributes of the rule, too.
+    # Only for rules that equal the dense optimizer of the same name; `_catch_up.collect` copies the parts to the rule.
     catching_up: ClassVar[type[CatchUp] | None] = None
     Gap: ClassVar[type | None] = None
     gap: ClassVar[Callable[..., Any] | None] = None
@@ -110,12 +110,12 @@ class Rule:
         if hyper is None:
             if own := _COMPILED & cls.__dict__.keys():
                 raise TypeError(f"{cls.__name__} defines {sorted(own)}, so it needs a Hyper class of its own")
-            return  # inherits its functions and their compiled form
+            return  # inherits the functions, and their compiled code
         _check_class(cls, hyper)
         collect(cls)
         RULES[hyper] = cls
         hyper.fingerprint = staticmethod(lambda: _fingerprint(cls))
-        # Numba names machine code after __name__; two modules may both define a "MyHyper".
+        # Numba names machine code after __name__, and two modules may both define a "MyHyper".
         home = f"{hyper.__module__}.{hyper.__qualname__}"
         hyper.__name__ = f"{hyper.__name__}_{sha256(home.encode()).hexdigest()[:8]}"
 
@@ -123,7 +123,7 @@ class Rule:
         for field in fields(self):  # type: ignore[arg-type]
             given = getattr(self, field.name)
             value = tuple(map(plain, given)) if isinstance(given, list | tuple) else plain(given)
-            if value is not given:  # a rule is a value: hashable
+            if value is not given:  # only numbers are kept, so that rules are hashable
                 object.__setattr__(self, field.name, value)
             self._check(field.name, getattr(self, field.name))
 
@@ -147,7 +147,7 @@ class Rule:
         if not callable(lr):
             return float(lr)
         value = plain(lr(step))
-        if isinstance(value, float) and -1e-6 < value < 0:  # what some schedules end at by rounding
+        if isinstance(value, float) and -1e-6 < value < 0:  # some schedules end there by rounding
             raise ValueError(
                 f"{type(self).__name__}: lr({step}) must not be negative, got {value!r}; where a schedule ends a "
                 "rounding below zero, pass lambda step: max(schedule(step), 0)"
@@ -167,18 +167,18 @@ class Rule:
 
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let functions of a rule call a scalar function, in kernels of both devices."""
+    """Register a scalar function that rules call, for kernels of both devices; return it."""
     HELPERS.append(function)
     return function
 
 
 def but_lr(rule: Any) -> dict[str, Any]:
-    """The hyperparameters of a rule but for its learning rate."""
+    """Return the hyperparameters of a rule without the learning rate, by name."""
     return {field.name: getattr(rule, field.name) for field in fields(rule) if field.name != "lr"}
 
 
 def plain(value: Any) -> Any:
-    """Return a number for an array or tensor that holds one number and has no dimensions; anything else as it is."""
+    """Return the number in an array or tensor without dimensions; return anything else unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
@@ -214,7 +214,7 @@ def _check_class(cls: type[Rule], hyper: type) -> None:
 
 
 def _fingerprint(cls: type[Rule]) -> str:
-    """Digest of the code of a rule, for the disk cache."""
+    """Return a text that changes when the code of a rule changes, for the disk cache."""
     functions = (
         cls.step,
         cls.reduce,

@@ -71,6 +71,6 @@ class Adagrad(Rule):
     @staticmethod
     def step(w, g, s, a, hp):
         total = s[0] + g * g
-        # A gradient of zero changes nothing, also where S and eps are zero (0 / 0).
+        # A gradient of zero changes nothing; with S = eps = 0 the quotient would be 0 / 0.
         change = g / (sqrt(hp.initial + total) + hp.eps) if g != 0 else g
         return w - hp.step_size * change, (total,)

@@ -11,8 +11,8 @@ from ._catch_up import CatchUp
 from ._history import FARTHEST, History
 from ._rule import Rule, Schedule, check_betas
 
-_MOMENTS = 4  # terms of the series; one more bounds what is left out
-_CENTER, _LIMIT, _PRODUCT, _UNTIL = 5, 6, 7, 8  # columns of the history behind the moments
+_MOMENTS = 4  # terms of the series; the next term bounds the truncation error
+_CENTER, _LIMIT, _PRODUCT, _UNTIL = 5, 6, 7, 8  # columns of the history after the moments
 
 
 class AdamHyper(NamedTuple):
@@ -27,7 +27,7 @@ class AdamHyper(NamedTuple):
 
 
 class AdamGap(NamedTuple):
-    """What a row that missed steps needs; the same for all rows that missed the same."""
+    """Coefficients of the series, shared by all rows that missed the same steps."""
 
     keep: float
     center: float
@@ -42,7 +42,7 @@ class AdamGap(NamedTuple):
 
 
 class AdamCatchUp(CatchUp):
-    """The series of the notes of `Adam`."""
+    """The series in the notes of `Adam`."""
 
     Gap = AdamGap
 
@@ -51,7 +51,7 @@ class AdamCatchUp(CatchUp):
         far = int(reach(*rule.betas))
         log2 = math.log(rule.betas[1]) if rule.betas[1] else -math.inf
         ages = np.vstack([np.array([rule.betas]) ** np.arange(far + 1)[:, None], [[0.0, log2]]])
-        # Roundings of a float32 sum are larger than a float64 term: each dtype has its own limit.
+        # Tolerance for the truncation error: below the rounding error of the dtype.
         rounding = 2.0**-26 if dtype == np.float32 else 2.0**-54
 
         def advance(history: History, t: int) -> tuple[int, Any]:
@@ -61,7 +61,7 @@ class AdamCatchUp(CatchUp):
             young[-1, _CENTER] = sqrt(rule.betas[1]) * root
             age = np.arange(t - low, 0, -1)
             young[:, : _MOMENTS + 1] *= keep
-            with np.errstate(all="ignore"):  # a moment that overflows is not used: see `gap`
+            with np.errstate(all="ignore"):  # `gap` does not use a moment that overflows
                 x = young[:, _CENTER] / (np.sqrt(ages[age, 1]) * root)
                 term = np.where(ages[age, 0] > 0, step_size * ages[age, 0] * x, 0)
                 for q in range(_MOMENTS + 1):
@@ -87,7 +87,7 @@ class AdamCatchUp(CatchUp):
         for q in range(4):
             out[2 + q] = entries[first, q] * share
         out[6] = entries[first, 6]
-        if not abs(entries[first, 4]) < 1e30:  # float32 holds less than 3.4e38: no series but its first term
+        if not abs(entries[first, 4]) < 1e30:  # may overflow in float32 (3.4e38): use only the first term
             out[3], out[4], out[5], out[6] = 0.0, 0.0, 0.0, 0.0
         missed = newest - first
         if missed <= reach:
@@ -124,8 +124,8 @@ class Adam(Rule):
     lr : float or callable of the step
         Learning rate, finite and not negative.
     betas : (float, float)
-        Decay of the first and second moment, each in [0, 1).  ``betas[0] < sqrt(betas[1])``, and not by a
-        hair: a row must come to rest within 16,384 steps without a gradient.
+        Decay of the first and second moment, each in [0, 1).  ``betas[0] < sqrt(betas[1])`` by enough
+        that a row comes to rest within 16,384 steps without a gradient.
     eps : float
         Added to the root of the corrected second moment.
     weight_decay : float
@@ -140,8 +140,8 @@ class Adam(Rule):
     Notes
     -----
     State: slots ``exp_avg`` and ``exp_avg_sq``, 2 * dim numbers a row, and one int32, the last step of the
-    row.  Rows catch up when they are read and when they are updated; `EmbeddingTable.flush` brings all
-    forward, and so does reading `weight`.
+    row.  Rows catch up when they are read and when they are updated; with
+    `EmbeddingTable.flush`, and when `weight` is read, all rows do.
 
     A row last touched at step `u` moves at step ``u + j`` by ``c[j] * m / (a * p[j] + eps)``, where
     ``a = sqrt(v)``, ``p[j] = sqrt(b2**j / (1 - b2**(u + j)))`` and ``c[j] = lr / (1 - b1**(u + j)) * b1**j``.
@@ -204,7 +204,7 @@ class Adam(Rule):
     def step(w, g, s, a, hp):
         m = hp.beta1 * s[0] + hp.rest1 * g
         v = hp.beta2 * s[1] + hp.rest2 * (g * g)
-        # A fresh row without a gradient stays, also where eps is zero (0 / 0).
+        # A fresh row without a gradient does not change; with eps = 0 the quotient would be 0 / 0.
         change = m / (sqrt(v) * hp.root + hp.eps) if m != 0 else m
         return hp.keep * w - hp.step_size * change, (m, v)
 
@@ -218,7 +218,7 @@ class AdamW(Adam):
     Parameters
     ----------
     lr, betas, eps : as for `Adam`
-        In the same ranges.
+        With the same ranges.
     weight_decay : float
         Not negative; ``lr * weight_decay`` is the share that a weight loses in each step.
 
@@ -248,9 +248,9 @@ class AdamW(Adam):
 
 
 def reach(beta1: float, beta2: float) -> float:
-    """How many steps without a gradient still move a row by more than 2**-64 of the first.
+    """Return how many steps without a gradient move a row by more than 2**-64 of the first step.
 
-    In float32, too: where the learning rate is small at first and grows, the later steps are the large ones.
+    The same bound holds for float32: with a growing learning rate the later steps are the large ones.
     """
     if beta1 == 0:
         return 1

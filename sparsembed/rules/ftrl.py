@@ -92,7 +92,7 @@ class FTRL(Rule):
     def step(w, g, s, a, hp):
         n = s[1] + g * g
         z = s[0]
-        if s[1] == 0 and w != 0:  # the z that gives the weight which the row starts from
+        if s[1] == 0 and w != 0:  # set z so that the formula gives the initial weight
             z = -w * (hp.beta / hp.lr + hp.l2) - (hp.l1 if w > 0 else -hp.l1)
         z = z + (g - (sqrt(n) - sqrt(s[1])) / hp.lr * w)
         shrunk = z - hp.l1 if z > hp.l1 else z + hp.l1 if z < -hp.l1 else z - z

@@ -20,7 +20,7 @@ class LAMBHyper(NamedTuple):
 
 @helper
 def _direction(w, g, s, hp):
-    """Return Adam's step with decay, for a rate of 1, and the new moments."""
+    """Return Adam's step with decay for a learning rate of 1, and the new moments."""
     m = s[0] + hp.rest1 * (g - s[0])
     v = s[1] + hp.rest2 * (g * g - s[1])
     return (hp.scale * m / (sqrt(v) * hp.root + hp.eps) if m != 0 else m) + hp.decay * w, m, v

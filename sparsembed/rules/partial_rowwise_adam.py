@@ -85,7 +85,7 @@ class PartialRowwiseAdam(Rule):
     @staticmethod
     def row(x, r, hp):
         v = r[0] + hp.rest2 * (x - r[0])
-        # A row whose gradients were all zero stays, also where eps is zero (0 / 0).
+        # A row whose gradients were all zero does not change; with eps = 0 the quotient would be 0 / 0.
         return (hp.step_size / (sqrt(v) * hp.root + hp.eps) if v > 0 else v), (v,)
 
     @staticmethod

@@ -24,7 +24,7 @@ class RMSpropGap(NamedTuple):
 
 
 class RMSpropCatchUp(CatchUp):
-    """A power of `alpha`."""
+    """Missed steps multiply `v` by a power of `alpha`."""
 
     Gap = RMSpropGap
 
@@ -101,6 +101,6 @@ class RMSprop(Rule):
     @staticmethod
     def step(w, g, s, a, hp):
         v = hp.alpha * s[0] + hp.rest * (g * g)
-        # A row without a gradient stays, also where v and eps are zero (0 / 0).
+        # A row without a gradient does not change; with v = eps = 0 the quotient would be 0 / 0.
         change = g / (sqrt(v) + hp.eps) if g != 0 else g
         return w - hp.lr * change, (v,)

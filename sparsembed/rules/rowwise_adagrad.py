@@ -85,7 +85,7 @@ class RowwiseAdagrad(Rule):
     @staticmethod
     def row(x, r, hp):
         total = r[0] + x
-        # A row whose gradients were all zero stays, also where eps is zero (0 / 0).
+        # A row whose gradients were all zero does not change; with eps = 0 the quotient would be 0 / 0.
         return (hp.lr / (sqrt(total) + hp.eps) if total > 0 else total), (total,)
 
     @staticmethod

@@ -11,7 +11,7 @@ from ._catch_up import CatchUp
 from ._history import FARTHEST, History
 from ._rule import Rule, Schedule, check_number, plain
 
-_PRODUCT, _UNTIL, _SLOPE = 4, 5, 6  # columns of the history behind the 2 x 2 matrix
+_PRODUCT, _UNTIL, _SLOPE = 4, 5, 6  # columns of the history after the 2 x 2 matrix
 
 
 class SGDHyper(NamedTuple):
@@ -45,10 +45,10 @@ class SGD(Rule):
 
     Notes
     -----
-    Keeps no state without momentum and decay.  Momentum keeps the slot ``momentum_buffer``; both keep an int32 a row,
-    its last step.  Rows catch up when they are read and when they are updated: steps without a gradient map (w, b)
-    linearly, by a 2 x 2 matrix that all rows share which missed the same steps.  Of a row at rest only the slower of
-    the two modes is left, one factor per step.
+    State: none without momentum and decay.  Momentum adds the slot ``momentum_buffer``; momentum and decay add one
+    int32 a row, the last step of the row.  Rows catch up when they are read and when they are updated: steps without a
+    gradient multiply (w, b) by a 2 x 2 matrix, the same for all rows that missed the same steps.  After `reach` steps
+    only the slower mode of the matrix is left, one factor per step.
 
     References
     ----------
@@ -78,7 +78,7 @@ class SGD(Rule):
     Hyper: ClassVar[type] = SGDHyper
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "SGD":
-        """Choose the form that keeps no more than it needs."""
+        """Return the subclass that keeps only the state these hyperparameters need."""
         given = dict(zip((field.name for field in fields(SGD)), args, strict=False)) | kwargs
         form = cls
         if cls is SGD and not _is_zero(given.get("momentum", 0)):
@@ -120,7 +120,7 @@ class SGD(Rule):
         return w - hp.lr * g, s
 
 
-# Tools and readers see the hyperparameters, not the arguments of __new__.
+# Show the hyperparameters in the signature, not the arguments of __new__.
 _arguments = [*inspect.signature(SGD.__init__).parameters.values()][1:]
 SGD.__signature__ = inspect.Signature(_arguments)  # type: ignore[attr-defined]
 
@@ -135,7 +135,7 @@ class DecayedSGDGap(NamedTuple):
 
 
 class DecayedSGDCatchUp(CatchUp):
-    """A product of factors."""
+    """Missed steps multiply a weight by a product of factors."""
 
     Gap = DecayedSGDGap
 
@@ -158,7 +158,7 @@ class DecayedSGDCatchUp(CatchUp):
 
 @dataclass(frozen=True, repr=False)
 class DecayedSGD(SGD):
-    """SGD with weight decay and without momentum: rows shrink by a factor a step."""
+    """SGD with weight decay and without momentum: rows shrink by a factor in each step."""
 
     Hyper = DecayedSGDHyper
     catching_up = DecayedSGDCatchUp
@@ -186,7 +186,7 @@ class MomentumSGDHyper(NamedTuple):
 
 
 class MomentumSGDGap(NamedTuple):
-    """The matrix that takes (w, b) over the missed steps."""
+    """The 2 x 2 matrix of the missed steps, which multiplies (w, b)."""
 
     ww: float
     wb: float
@@ -195,13 +195,13 @@ class MomentumSGDGap(NamedTuple):
 
 
 class MomentumSGDCatchUp(CatchUp):
-    """A product of matrices."""
+    """Missed steps multiply (w, b) by a product of matrices."""
 
     Gap = MomentumSGDGap
 
     @staticmethod
     def history(rule: Any, dtype: np.dtype[Any], base: int) -> History:
-        # The faster mode fades at least as fast as the root of momentum, times two steps.
+        # The faster mode decays at least by sqrt(momentum) per step: with weight decay it takes twice the steps.
         far = int(reach(rule.momentum)) * (2 if rule.weight_decay else 1)
 
         def advance(history: History, t: int) -> tuple[int, Any]:
@@ -262,13 +262,13 @@ class MomentumSGD(SGD):
 
 
 def _matrix(hyper: Any) -> tuple[float, float, float, float]:
-    """What a step without a gradient does to (w, b)."""
+    """Return the 2 x 2 matrix by which a step without a gradient multiplies (w, b)."""
     lr, momentum, rest, l2, own, ahead = map(float, hyper)
     return 1 - lr * l2 * (own + ahead * rest), -lr * ahead * momentum, rest * l2, momentum
 
 
 def _swings(hyper: tuple[float, ...]) -> bool:
-    """Whether decay is so strong that rows swing around zero: then no mode is the slower one."""
+    """Whether rows oscillate around zero: the eigenvalues are complex, and no mode is the slower one."""
     ww, wb, bw, bb = _matrix(hyper)
     return (ww + bb) ** 2 < 4 * (ww * bb - wb * bw)
 
@@ -279,10 +279,10 @@ def _is_zero(value: Any) -> bool:
 
 
 def reach(momentum: float) -> float:
-    """How many steps without a gradient still move a row by more than 2**-64 of the first."""
+    """Return how many steps without a gradient move a row by more than 2**-64 of the first step."""
     return 1 if momentum == 0 else math.ceil(64 * math.log(2) / -math.log(momentum))
 
 
 def addition(alpha: float, dtype: Any) -> SGDHyper:
-    """The scalars that make plain SGD ``w += alpha * g``: what a scatter-add is."""
+    """Return the hyperparameters for which plain SGD is a scatter-add, ``w += alpha * g``."""
     return SGDHyper(dtype.type(-alpha))

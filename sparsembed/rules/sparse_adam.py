@@ -78,6 +78,6 @@ class SparseAdam(Rule):
     def step(w, g, s, a, hp):
         m = s[0] + hp.rest1 * (g - s[0])
         v = s[1] + hp.rest2 * (g * g - s[1])
-        # A fresh row with a gradient of zero stays, also where eps is zero (0 / 0).
+        # A fresh row with a gradient of zero does not change; with eps = 0 the quotient would be 0 / 0.
         change = m / (sqrt(v) + hp.eps) if m != 0 else m
         return w - hp.step_size * change, (m, v)

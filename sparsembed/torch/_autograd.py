@@ -7,12 +7,12 @@ import torch
 
 from ..bags import Bags
 from ..gradient import RowGradient
-from ._limited import version
+from ._compile import untraced
+from ._max_norm import version
 from ._table import ParameterTable
 from ._transforms import once, refuse_batched
-from ._untraced import untraced
 
-# Ids need no gradient, and the weight of a fused table gets none: this leaf does, so that backward comes.
+# Autograd calls backward only if an input needs a gradient.  Ids and fused weights need none, but this leaf does.
 ANCHOR = torch.zeros((), requires_grad=True)
 
 
@@ -21,7 +21,7 @@ class Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, leaf: Any, ids: Any, source: tuple[Any, ParameterTable]) -> Any:
-        ctx.weight, ctx.table = source  # in a tuple, where autograd looks for no gradient of the weight itself
+        ctx.weight, ctx.table = source  # in a tuple, so that autograd does not take the weight for an input
         ctx.save_for_backward(ids)
         return ctx.table.read(ids)
 
@@ -44,7 +44,7 @@ class Pool(torch.autograd.Function):
     def forward(ctx: Any, leaf: Any, factors: Any, ids: Any, bags: Bags, mode: str, source: tuple[Any, Any]) -> Any:
         weight, table = source
         ctx.weight, ctx.table, ctx.bags, ctx.mode = weight, table, bags, mode
-        ctx.stand = version(weight), weight.data_ptr(), table.step  # which a step of `module.table` changes alone
+        ctx.stand = version(weight), weight.data_ptr(), table.step  # a step of `module.table` changes only `table.step`
         ctx.save_for_backward(ids, factors)
         return table.read_pooled(bags, mode)
 
@@ -72,20 +72,20 @@ class Pool(torch.autograd.Function):
 
 
 class Step:
-    """What one backward pass has collected for a fused table."""
+    """The gradients that one backward pass has collected for a fused table."""
 
     def __init__(self, table: ParameterTable, weight: Any) -> None:
         self.table, self.weight = table, weight
         self.parts: list[tuple[Any, Any, str | None]] = []
 
     def take(self) -> None:
-        """Take one step with all of it."""
+        """Take one step with all gradients."""
         lookups, grads, modes = map(list, zip(*self.parts, strict=True))
         mode = modes[0]
         table = self.table
         table.settle(self.weight)
         if len({*modes}) > 1 or (len(lookups) > 1 and table.scale_grad_by_freq):
-            # Of modules that share a weight; or torch counts the ids of each lookup by itself.
+            # Modules that share a weight may differ in mode; and torch counts ids for each lookup apart.
             each = [table.pooled_gradient(a, g, m) if m else table.gradient(a, g) for a, g, m in self.parts]
             table.apply(sum(each[1:], each[0]))
         elif mode is None:
@@ -103,15 +103,14 @@ class Pass:
 
     @untraced
     def finish(self) -> None:
-        """Take them all, or none where one of them cannot be taken."""
+        """Take all steps, or none if one of them cannot be taken."""
         for each in self.steps.values():
-            each.table.ready(each.table._optimizer)
+            each.table.ready(each.table._contents.rule)
         for each in self.steps.values():
             each.take()
 
 
-# By number of the pass.  Only the engine's callback keeps one alive: what a pass that raised has collected is gone
-# with it.
+# By the number of the pass.  Weak values: autograd's callback owns the Pass, so a backward pass that raises drops it.
 PASSES: WeakValueDictionary[int, Pass] = WeakValueDictionary()
 
 
@@ -129,7 +128,7 @@ def collect(table: ParameterTable, weight: Any, lookup: Any, grad_out: Any, mode
 
 
 def renew_gradient(parameter: Any) -> None:
-    """Give a gradient without rows memory of torch's, which it can resize when it adds to it."""
+    """Move a gradient without rows to memory of torch, which torch can resize when it accumulates."""
     grad = parameter.grad if parameter.is_leaf else None
     if grad is not None and grad.is_sparse and grad._nnz() == 0:
         rows, values = torch.empty((1, 0), dtype=torch.int64), torch.empty((0, grad.shape[1]), dtype=grad.dtype)
@@ -138,20 +137,20 @@ def renew_gradient(parameter: Any) -> None:
 
 @untraced
 def merge_gradient(parameter: Any) -> None:
-    """Keep the gradient that accumulates in a parameter no larger than the rows it touches."""
+    """Merge the rows of an accumulated gradient, so that its memory is bounded by the rows touched."""
     grad = parameter.grad
     if grad is None or not grad.is_sparse or grad.is_coalesced():
         return
     rows = grad._indices()[0].numpy()
-    if (rows[1:] > rows[:-1]).all():  # torch forgets that of a gradient which it stores
+    if (rows[1:] > rows[:-1]).all():  # coalesced, but torch drops the flag when it stores a gradient
         grad._coalesced_(True)
     else:
-        grad.data = RowGradient.from_torch(grad).to_torch()  # the tensor stays the one that others may hold
+        grad.data = RowGradient.from_torch(grad).to_torch()  # in place: others may hold this tensor
 
 
 @untraced
 def refuse_gradient(parameter: Any) -> None:
-    """Refuse the gradient of another user of a fused weight: its steps would leave that out."""
+    """Refuse a gradient of a fused weight that is not from lookups: fused steps would leave it out."""
     parameter.grad = None
     raise RuntimeError(
         "the weight of a fused table got a gradient from something other than its lookups, such as a layer that "

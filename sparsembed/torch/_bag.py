@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._arrays import as_array
+from .._frameworks import as_array
 from ..bags import Bags
 from ..rules import Rule
 from . import _check
 from ._autograd import Pool
+from ._compile import untraced
 from ._module import TableModule, new_weight
 from ._transforms import Frozen, faking, recording, refuse_tangents, refuse_transform
-from ._untraced import untraced
 from ._weight import unwatched
 
 MODES = ("sum", "mean", "max")

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .. import _validate as check
+from .._cpu.inputs import in_range
 from ..rules import Rule
 
 DTYPES = (torch.float32, torch.float64)
@@ -54,7 +54,7 @@ def ids(value: Any, name: str = "input") -> None:
 def outside(value: Any, num_rows: int) -> None:
     """Name the first id out of range by its place in a module's input."""
     try:
-        check.in_range(value.detach().numpy().reshape(-1), num_rows, "input", tuple(value.shape))
+        in_range(value.detach().numpy().reshape(-1), num_rows, "input", tuple(value.shape))
     except IndexError as error:
         raise IndexError(str(error)) from None
 

@@ -7,9 +7,9 @@ import torch
 from ..rules import Rule
 from . import _check
 from ._autograd import Lookup
+from ._compile import untraced
 from ._module import TableModule, new_weight
 from ._transforms import Frozen, faking, recording, refuse_tangents, refuse_transform
-from ._untraced import untraced
 from ._weight import unwatched
 
 

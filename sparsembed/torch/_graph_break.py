@@ -8,6 +8,6 @@ import torch
 
 @torch.compiler.disable
 def outside(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function that torch.compile does not look into."""
+    """Return the result of a function that torch.compile does not trace."""
     with torch._C.DisableTorchFunctionSubclass():
         return function(*arguments)

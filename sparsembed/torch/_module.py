@@ -1,18 +1,19 @@
-"""TableModule: what the two modules share, which is to keep a parameter and its table together."""
+"""TableModule: the base of both modules, which keeps a parameter and its table together."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .. import _memory
-from .. import _validate as check
+from .. import _check as check
+from .._cpu import memory
 from .._options import Options
 from ..rules import Rule
 from ..table import EmbeddingTable
 from . import _check
 from ._autograd import ANCHOR, merge_gradient, refuse_gradient
-from ._table import ParameterTable, memory_of, released, table_of
+from ._contents import memory_of
+from ._table import ParameterTable, released, table_of
 from ._weight import TABLES
 
 
@@ -22,7 +23,7 @@ def new_weight(num_embeddings: Any, embedding_dim: Any, device: Any, dtype: Any)
     _check.place(torch.empty(0).device if device is None else device, "device")  # which a context may set
     _check.dtype(dtype, "dtype")
     shape = (check.count(num_embeddings, "num_embeddings"), check.count(embedding_dim, "embedding_dim"))
-    array = _memory.empty(shape, "float32" if dtype == torch.float32 else "float64")
+    array = memory.empty(shape, "float32" if dtype == torch.float32 else "float64")
     check.size(*shape, array.dtype)
     return torch.from_numpy(array)
 
@@ -30,8 +31,7 @@ def new_weight(num_embeddings: Any, embedding_dim: Any, device: Any, dtype: Any)
 class TableModule(torch.nn.Module):
     """A module whose `weight` lies in the memory of a sparsembed table.
 
-    `weight` may be replaced, moved or shared by all that torch offers for that; the table follows when it is
-    next used.
+    `weight` may be replaced, moved or shared by any torch API; the table follows at its next use.
     """
 
     padding_idx: int | None
@@ -66,20 +66,20 @@ class TableModule(torch.nn.Module):
         bound, table = self._bound
         if weight is not bound or weight is None or weight.data_ptr() != table.address:
             table = self._bind(weight)
-        if table._limit is not None:
+        if table._contents.limit is not None:
             table.notice(weight)
         return weight, table
 
     def _settled(self) -> Any:
-        """Return the weight for a program that reads it as it lies: rows are up to date, and none is too long, now."""
-        parameter, table = self._bound  # what torch puts in place of the weight while it records has no memory
+        """Return the weight for a recorded program, which reads the memory: all rows are up to date and clipped."""
+        parameter, table = self._bound  # while torch records, its substitute for the weight has no memory
         if parameter is not None:
             table.flush()
             table.settle(parameter)
         return self._parameters["weight"]
 
     def __prepare_scriptable__(self) -> Any:
-        """Refuse what torch.jit.script cannot read."""
+        """Refuse torch.jit.script, which cannot compile this module."""
         kind = "Embedding" if isinstance(self, torch.nn.Embedding) else "EmbeddingBag"
         raise NotImplementedError(
             "torch.jit.script cannot compile a table; use torch.export.export or torch.jit.trace, or put "
@@ -94,13 +94,13 @@ class TableModule(torch.nn.Module):
             self._check_shared(its)
             return
         array = memory_of(weight)
-        if self.fused and array.shape != before._weight.shape:
-            raise ValueError(f"weight must keep its shape {before._weight.shape}, got {array.shape}; make a new module")
-        self._options().checked(len(array), before._optimizer if self.fused else None, array.dtype)
+        if self.fused and array.shape != (shape := before._contents.table.array.shape):
+            raise ValueError(f"weight must keep its shape {shape}, got {array.shape}; make a new module")
+        self._options().checked(len(array), before._contents.rule if self.fused else None, array.dtype)
 
     def _check_shared(self, table: ParameterTable) -> None:
-        """Refuse the table of another module that does not work as this one does."""
-        mine, its = (self._options(), self.fused), (table._options, table.fused)
+        """Refuse to share a table with a module that has other options."""
+        mine, its = (self._options(), self.fused), (table._contents.options, table.fused)
         if mine != its:
             raise ValueError(f"modules that share a weight must agree in options and in fused, got {mine} and {its}")
         before = self._bound[1]
@@ -111,8 +111,8 @@ class TableModule(torch.nn.Module):
             )
 
     def _supersedes(self, table: ParameterTable, weight: Any) -> bool:
-        """Whether a table has nothing but the options of modules that are gone, or have another weight now."""
-        if self.fused or table.optimizer is not None or table._options == self._options():
+        """Return whether a table can be replaced: it has no rule, and modules that set its options no longer use it."""
+        if self.fused or table.optimizer is not None or table._contents.options == self._options():
             return False
         return not any(each is not self and each._parameters.get("weight") is weight for each in table.users)
 
@@ -123,7 +123,7 @@ class TableModule(torch.nn.Module):
         super().register_parameter(name, param)
 
     def _bind(self, weight: Any) -> ParameterTable:
-        """Find or make the table of a weight that is new, or whose memory is."""
+        """Return the table of a weight that is new or has new memory; make one if there is none."""
         if weight is None:
             raise RuntimeError(
                 "weight is no parameter of this module any more; a table cannot be parametrized or pruned"
@@ -134,7 +134,7 @@ class TableModule(torch.nn.Module):
             table = None
         if table is None and self.fused and self._bound[1] is not None:
             table = self._bound[1]  # its rule and state stay with the module
-            table.follow(weight)
+            table.relocate(weight)
             table.adopt(weight)
         elif table is None:
             table = self._new_table(weight, None)
@@ -145,13 +145,13 @@ class TableModule(torch.nn.Module):
         return table
 
     def _watch(self, weight: Any) -> None:
-        """Hook a parameter's gradient, once it can have one."""
+        """Register the hook of a parameter's gradient, once the parameter can have a gradient."""
         hook = refuse_gradient if self.fused else merge_gradient
         if weight.requires_grad and weight.is_leaf and hook not in (weight._post_accumulate_grad_hooks or {}).values():
             weight.register_post_accumulate_grad_hook(hook)
 
     def _leaf(self, weight: Any) -> Any:
-        """Return what makes autograd come back for a gradient, or None if nothing is to be recorded."""
+        """Return the tensor for which autograd calls backward, or None if no gradient is recorded."""
         if not (weight.requires_grad and torch.is_grad_enabled()):
             return None
         self._watch(weight)
@@ -185,7 +185,7 @@ class TableModule(torch.nn.Module):
         if name == "weight" and self.__dict__.get("_bound", (None,))[0] is value:
             try:
                 table = self._current()[1]
-            except (TypeError, ValueError):  # no table can lie in this memory; it is read in order to put that right
+            except (TypeError, ValueError):  # this memory cannot hold a table; the reader is about to repair that
                 return value
             table.flush()
             table.suspect()
@@ -226,7 +226,7 @@ class TableModule(torch.nn.Module):
         table.flush()
         state = self.__dict__.copy()
         state["_bound"] = (None, None)
-        if self.fused:  # else the state is the Optimizer's to copy
+        if self.fused:  # else the Optimizer copies the state
             state["_saved"] = (table.optimizer, table.saved())
         return state
 

@@ -9,10 +9,10 @@ import torch
 
 from ..gradient import RowGradient
 from ..rules import Rule
-from . import _groups
+from . import _param_groups as _groups
+from ._compile import untraced
 from ._saving import SavedOptimizer
 from ._table import ParameterTable, trainable
-from ._untraced import untraced
 
 
 class Optimizer(SavedOptimizer):
@@ -62,7 +62,7 @@ class Optimizer(SavedOptimizer):
     ([['step', 'sum'], ['step', 'sum']], 0.5)
     """
 
-    _waiting: list[Any] | None = None  # what the constructor attaches once it can refuse nothing any more
+    _waiting: list[Any] | None = None  # parts that the constructor attaches after the last check
 
     def __init__(self, params: Any, rule: Rule) -> None:
         if not isinstance(rule, Rule):
@@ -206,7 +206,7 @@ class Optimizer(SavedOptimizer):
         return table
 
     def flush(self) -> None:
-        """Bring every row up to date, for whoever reads their memory by other ways than functions of torch."""
+        """Bring every row up to date, for readers of the memory that bypass functions of torch."""
         for group, rule in zip(self.param_groups, self._rules, strict=True):
             for parameter in group["params"]:
                 self._table(parameter, rule).flush()

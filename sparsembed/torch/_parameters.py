@@ -1,4 +1,4 @@
-"""Tables and other parameters of a model, apart and together."""
+"""The tables and the dense parameters of a model, and the norm of all gradients."""
 
 from collections.abc import Iterable
 from typing import Any

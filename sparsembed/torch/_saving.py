@@ -7,14 +7,14 @@ from weakref import ref
 import torch
 
 from ..rules import Rule
-from . import _groups
+from . import _param_groups as _groups
 from ._table import ParameterTable, trainable
 
 Work = list[tuple[ParameterTable, Rule, dict[str, Any]]]
 
 
 class TableState(MutableMapping[str, Any]):
-    """What `Optimizer.state` has of one table: its step, and its slots, which are not copied."""
+    """The entry of one table in `Optimizer.state`: its step, and its slots without a copy."""
 
     def __init__(self, table: ParameterTable, rule: Rule) -> None:
         self._table, self._rule = table, rule
@@ -24,7 +24,7 @@ class TableState(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         table = self._table
-        state = table.checked(self._rule, {**table.saved(), name: value})  # which refuses what is no slot
+        state = table.checked(self._rule, {**table.saved(), name: value})  # refuses a name that is no slot
         table.train(self._rule, state, table.owner)
 
     def __delitem__(self, name: str) -> None:
@@ -41,9 +41,9 @@ class TableState(MutableMapping[str, Any]):
 
 
 class States(Mapping[Any, TableState]):
-    """What `Optimizer.state` is: the state of each table, by parameter, as it is now.
+    """`Optimizer.state`: the current state of each table, by parameter.
 
-    torch's helpers take an optimizer whose state is empty for a new one, and take a step with it to fill it.
+    An empty state would make torch's helpers take a step in order to fill it.
     """
 
     def __init__(self, optimizer: "SavedOptimizer") -> None:
@@ -76,13 +76,13 @@ class States(Mapping[Any, TableState]):
 
 
 class SavedOptimizer(torch.optim.Optimizer):
-    """Base of `Optimizer`: its `state` shows that of the tables, and torch saves and loads copies of it."""
+    """Base of `Optimizer`: `state` shows the state of the tables, and torch saves and loads copies of it."""
 
     _rule: Rule
     _rules: list[Rule]
     _shown: list[dict[str, Any]]
-    _copies: dict[Any, dict[str, Any]] | None = None  # what torch saves, while it does
-    _pending: dict[Any, dict[str, Any]]  # of a copy: the state of tables that it has not met
+    _copies: dict[Any, dict[str, Any]] | None = None  # the copies, while torch saves them
+    _pending: dict[Any, dict[str, Any]]  # of a copied optimizer: the state of tables until its first step
 
     @property
     def state(self) -> Any:
@@ -153,7 +153,7 @@ class SavedOptimizer(torch.optim.Optimizer):
         if isinstance(state := state_dict.get("state"), Mapping):
             numbers = {str(k): k for group in state_dict["param_groups"] for k in group.get("params", [])}
             state_dict = {**state_dict, "state": {numbers.get(k, k): v for k, v in state.items()}}
-        super().load_state_dict(state_dict)  # which compares the groups, and comes back to `__setstate__`
+        super().load_state_dict(state_dict)  # compares the groups, and calls `__setstate__`
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_rule" in state:  # of a copy, whose tables are met at its first step

@@ -1,4 +1,4 @@
-"""What torch does with modules besides running them: it records programs, and derives in ways that pass a table by."""
+"""Recorded programs, and kinds of differentiation that cannot pass through a table."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ ADVICE = "look rows up before it, or use torch.nn.Embedding or torch.nn.Embeddin
 
 
 def recording(value: Any) -> bool:
-    """Whether torch records a program: what NumPy and the engine do with this input would be a constant in it."""
+    """Return whether torch records a program, in which results of NumPy and the engine would be constants."""
     if torch.jit.is_tracing() or isinstance(value, Proxy):
         return True
     exporting = getattr(torch.compiler, "is_exporting", None)  # which not every torch has
@@ -19,7 +19,7 @@ def recording(value: Any) -> bool:
 
 
 def faking() -> bool:
-    """Whether torch runs modules on tensors without numbers, or records what it dispatches (make_fx)."""
+    """Return whether torch runs modules on tensors without numbers, or records what it dispatches (make_fx)."""
     if not torch._C._len_torch_dispatch_stack():
         return False
     keys = torch._C._TorchDispatchModeKey
@@ -27,7 +27,7 @@ def faking() -> bool:
 
 
 def refuse_tangents(*values: Any) -> None:
-    """Refuse forward-mode derivatives of what is read, which would be lost."""
+    """Refuse forward-mode derivatives of tensors that the engine reads: they would be lost."""
     if forward_ad._current_level < 0:
         return
     if any(isinstance(each, torch.Tensor) and forward_ad.unpack_dual(each).tangent is not None for each in values):
@@ -44,7 +44,7 @@ def refuse_transform(leaf: Any, *values: Any) -> None:
 
 
 def refuse_batched(grad_out: Any) -> None:
-    """Refuse a gradient that stands for several, and one with a tangent."""
+    """Refuse a batched gradient, and a gradient with a forward-mode tangent."""
     if _wrapped(grad_out) or torch._C._functorch.is_legacy_batchedtensor(grad_out):
         raise NotImplementedError(
             "the backward pass of a lookup takes one gradient at a time; call torch.autograd.grad in a loop, without "
@@ -58,7 +58,7 @@ def _wrapped(value: Any) -> bool:
 
 
 class Frozen(torch.autograd.Function):
-    """Rows of a table that is a constant, under transforms of torch.func: ids may be batched, and nothing is derived.
+    """Rows of a frozen table under transforms of torch.func: ids may be batched, and no gradient flows.
 
     `read` takes tensors whose first dimension can be anything, and returns one with the same first dimension.
     """
@@ -94,7 +94,7 @@ class Frozen(torch.autograd.Function):
 
 
 class Once(torch.autograd.Function):
-    """Gradients that have none themselves, although they depend on `inputs`: deriving them raises."""
+    """Gradients that depend on `inputs` but cannot be differentiated again: doing so raises."""
 
     @staticmethod
     def forward(ctx: Any, compute: Callable[[], Any], *inputs: Any) -> Any:
@@ -109,7 +109,7 @@ class Once(torch.autograd.Function):
 
 
 def once(compute: Callable[[], Any], *inputs: Any) -> Any:
-    """Compute gradients without a graph, which raise where somebody derives them (create_graph=True)."""
+    """Return gradients without a graph, which raise if differentiated again (create_graph=True)."""
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs):
         return Once.apply(compute, *inputs)
     with torch.no_grad():

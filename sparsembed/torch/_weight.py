@@ -9,7 +9,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _NEW: Any = torch.nn.Parameter.__new__.__code__
-# The table of each parameter.  Not an attribute of the parameter, which torch would pickle with it.
+# The table of each parameter.  As an attribute of the parameter, torch would pickle the table with it.
 TABLES: Any = WeakTensorKeyDictionary()
 
 _Tensor = torch.Tensor
@@ -17,7 +17,7 @@ _FIELDS = (
     "grad requires_grad shape dtype device layout is_leaf grad_fn ndim is_sparse is_meta _version _backward_hooks "
     "is_cuda is_cpu is_quantized nbytes itemsize retains_grad name"
 )
-# What neither reads nor writes numbers: asked in every training loop, which must not pass over the whole table.
+# Functions that neither read nor write numbers.  Every training loop calls them, so they must not flush the table.
 _ABOUT = {
     *(getattr(_Tensor, name).__get__ for name in _FIELDS.split()),
     *(getattr(_Tensor, name).__set__ for name in ("grad", "requires_grad", "_backward_hooks")),
@@ -31,10 +31,10 @@ _ABOUT = {
 class TableWeight(torch.nn.Parameter):
     """The parameter of a table whose rows catch up.
 
-    Whoever reaches the weight without asking its module, through ``model.parameters()`` or a list kept from earlier,
-    must find what the dense optimizer would have left there, and what is written there must be the last word.  So the
-    table is flushed before any function of torch that may read or write the numbers.  Gradients, shapes and hooks
-    are none of them: clipping and ``zero_grad`` cost no pass over the table.
+    Code may reach the weight without its module, through ``model.parameters()`` or an older list of parameters.  It
+    must read what the dense optimizer would have left, and missed steps must not change what it writes.  So the table
+    is flushed before any function of torch that may read or write the numbers.  Functions about gradients, shapes and
+    hooks are exempt: clipping and ``zero_grad`` cost no pass over the table.
     """
 
     @classmethod
@@ -44,11 +44,11 @@ class TableWeight(torch.nn.Parameter):
             if func not in _ABOUT:
                 for weight in _weights([*args, *kwargs.values()]):
                     table = TABLES.get(weight)
-                    # If the memory was replaced, nothing lies here that the table could bring up to date.
+                    # If the memory was replaced, the new memory holds no rows that missed steps.
                     if table is not None and weight.data_ptr() == table.address:
                         table.flush()
             result = func(*args, **kwargs)
-        if func is _Tensor.detach and sys._getframe(1).f_code is _NEW:  # which wants the class that it was given
+        if func is _Tensor.detach and sys._getframe(1).f_code is _NEW:  # expects the class of its argument
             result.__class__ = cls
         return result
 
@@ -57,7 +57,7 @@ class TableWeight(torch.nn.Parameter):
 
 
 def _weights(values: Iterable[Any]) -> Iterator[Any]:
-    """Find weights among the arguments of a function, which may be lists."""
+    """Yield the weights among the arguments of a function, in lists, too."""
     for value in values:
         if isinstance(value, TableWeight):
             yield value
@@ -67,7 +67,7 @@ def _weights(values: Iterable[Any]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def unwatched(parameter: Any) -> Iterator[None]:
-    """Make a weight a parameter like any other, for modes of torch that look at its class."""
+    """Make a weight an ordinary parameter, for modes of torch that look at its class."""
     if type(parameter) is not TableWeight:
         yield
         return
@@ -79,6 +79,6 @@ def unwatched(parameter: Any) -> Iterator[None]:
 
 
 def watch(parameter: Any) -> None:
-    """Make a parameter the weight of a table whose rows catch up; subclasses of others stay what they are."""
+    """Make a parameter a `TableWeight`; a parameter of another subclass keeps its class."""
     if type(parameter) is torch.nn.Parameter:
         parameter.__class__ = TableWeight

@@ -10,9 +10,7 @@ import pytest
 from patience import HANGS
 
 import sparsembed as se
-from sparsembed import _launch
-
-plan = sys.modules["sparsembed.plan"]  # `se.plan` is the function
+from sparsembed._cpu import sorting, threads
 
 PROGRAM = """
 import sys, threading, time
@@ -77,13 +75,13 @@ def behind_the_check(monkeypatch):
     """Change an id once it has been checked, as another thread may."""
 
     def install(ids, position, value):
-        real = _launch._read
+        real = threads.run
 
-        def read(kernel, num_blocks, *arguments):
+        def run(kernel, num_blocks, *arguments):
             ids[position] = value
-            real(kernel, num_blocks, *arguments)
+            return real(kernel, num_blocks, *arguments)
 
-        monkeypatch.setattr(_launch, "_read", read)
+        monkeypatch.setattr(threads, "run", run)
 
     return install
 
@@ -111,20 +109,20 @@ def test_an_id_that_is_changed_behind_its_check_is_refused(how, bad, behind_the_
 
 def test_ids_that_are_right_again_when_they_are_named_are_refused_all_the_same(monkeypatch):
     """The sort met an id out of range that nobody finds any more."""
-    monkeypatch.setattr(plan, "_sort", lambda *_: None)
+    monkeypatch.setattr(sorting, "_sort", lambda *_: None)
     with pytest.raises(IndexError, match="changed by another thread while they were sorted"):
         se.coalesce([0, 1], np.ones((2, 3)), 5)
 
 
 def test_wide_sorts_look_at_a_copy(monkeypatch):
     """Ids that do not fit 64 bits together with their position are sorted another way, of which this holds, too."""
-    ids, check = np.zeros(5, np.int64), plan.first_outside
+    ids, check = np.zeros(5, np.int64), sorting.first_outside
 
     def first_outside(given, num_rows):
         found = check(given, num_rows)
         ids[2] = 2**62
         return found
 
-    monkeypatch.setattr(plan, "first_outside", first_outside)
-    rows = plan._sort_wide(ids, 3, None)[0]
+    monkeypatch.setattr(sorting, "first_outside", first_outside)
+    rows = sorting._sort_wide(ids, 3, None, None, [5]).rows
     np.testing.assert_array_equal(rows, [0])

@@ -159,8 +159,8 @@ def test_long_gaps_and_the_end_of_a_history(rule, monkeypatch, rng):
         dense.update(ids, grad)
         if step % 331 == 0 or step > 2197:
             agree(table, dense)
-    assert table._history.base > 0
-    assert table._history.newest <= 901
+    assert table._contents.history.base > 0
+    assert table._contents.history.newest <= 901
 
 
 def test_a_hundred_thousand_steps(rng):
@@ -175,8 +175,10 @@ def test_a_hundred_thousand_steps(rng):
         weight, state = _formulas.take_step(rule, weight, state, dense, step)
     np.testing.assert_allclose(table.lookup(np.arange(3)), weight, rtol=0, atol=1e-12)
     assert table.step == 100_000
-    assert table._last.dtype == np.int32
-    assert table._history.nbytes < 2 * _history.LONGEST * (9 + 6 + 6) * 8  # bounded, whatever the number of steps
+    assert table._contents.last.dtype == np.int32
+    assert (
+        table._contents.history.nbytes < 2 * _history.LONGEST * (9 + 6 + 6) * 8
+    )  # bounded, whatever the number of steps
 
 
 @each_rule
@@ -204,10 +206,10 @@ def test_reading_writes_nothing(rng):
     table = se.EmbeddingTable.from_array(memory, se.Adam(lr=0.1))
     table.update([1], np.ones((1, DIM)))
     table.update([2], np.ones((1, DIM)))
-    before = memory.copy(), table._state.copy(), table._last.copy()
+    before = memory.copy(), table._contents.state.copy(), table._contents.last.copy()
     assert not np.array_equal(table.lookup([1])[0], memory[1])  # it has moved on since
     table.pool(se.Bags.from_lists([[1, 2]]))
-    for old, new in zip(before, (memory, table._state, table._last), strict=True):
+    for old, new in zip(before, (memory, table._contents.state, table._contents.last), strict=True):
         np.testing.assert_array_equal(old, new)
     assert table.weight is memory or np.shares_memory(table.weight, memory)
     np.testing.assert_array_equal(table.lookup([1])[0], memory[1])
@@ -372,6 +374,6 @@ def test_rows_that_were_never_touched_decay():
 
 
 def test_memory_of_a_row():
-    assert se.EmbeddingTable(1000, 8, optimizer=se.Adam())._last.nbytes == 4000
-    assert se.EmbeddingTable(1000, 8, optimizer=se.SparseAdam())._last.nbytes == 0
-    assert se.EmbeddingTable(1000, 8, optimizer=se.SGD(0.1))._last.nbytes == 0
+    assert se.EmbeddingTable(1000, 8, optimizer=se.Adam())._contents.last.nbytes == 4000
+    assert se.EmbeddingTable(1000, 8, optimizer=se.SparseAdam())._contents.last.nbytes == 0
+    assert se.EmbeddingTable(1000, 8, optimizer=se.SGD(0.1))._contents.last.nbytes == 0

@@ -11,7 +11,7 @@ import pytest
 from patience import HANGS
 
 import sparsembed as se
-from sparsembed import _threads
+from sparsembed._cpu import threads as _threads
 
 ROWS, DIM, N = 5_000, 64, 40_000
 FIXED = 128 << 10  # counters of the sort, scratch rows of the threads, Python's own objects

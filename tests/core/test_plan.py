@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from strategies import INPUTS, PATTERNS, arrange, id_arrays, pick_ids, table_sizes
 
 import sparsembed as se
-from sparsembed import _launch
-from sparsembed.plan import Plan
+from sparsembed._cpu import sorting
+from sparsembed._cpu.gradients import Gradients
+from sparsembed._cpu.launch import segment_sum
+from sparsembed._cpu.sorting import sort
 
 
 def check(plan, flat):
@@ -142,6 +144,14 @@ def test_an_id_out_of_range_is_named_however_many_threads_sort(position, bad, rn
     assert table.step == 0
 
 
+def by_rows(ids, num_rows, **how):
+    return sort([(ids, ids.shape)], ("ids",), num_rows, kept=True, **how)
+
+
+def sums(rows, grad):
+    return segment_sum(None, rows, Gradients([grad], [len(grad)]))[1]
+
+
 LABELS = {  # name: labels of n occurrences
     "increasing": lambda rng, n: np.sort(rng.integers(0, n, n)),
     "equal": lambda rng, n: np.full(n, 7),
@@ -157,14 +167,14 @@ LABELS = {  # name: labels of n occurrences
 def test_equal_ids_are_in_the_order_of_their_labels(name, num_rows, rng):
     for n in (0, 1, 2, 40, 5000, 70_000):
         ids, labels = rng.integers(0, num_rows, n), LABELS[name](rng, n)
-        plan = Plan(ids, num_rows, labels=labels)
+        found = by_rows(ids, num_rows, labels=labels)
         expected = np.lexsort((np.arange(n), labels, ids))
-        np.testing.assert_array_equal(plan.order, expected)
+        np.testing.assert_array_equal(found.order, expected)
         rows, counts = np.unique(ids, return_counts=True)
-        np.testing.assert_array_equal(plan.rows, rows)
-        np.testing.assert_array_equal(plan.segment_offsets, np.cumsum([0, *counts]))
+        np.testing.assert_array_equal(found.rows, rows)
+        np.testing.assert_array_equal(found.offsets, np.cumsum([0, *counts]))
         offsets = np.array([0, n // 5, n // 5, n // 2, n])
-        by_bag = Plan(ids, num_rows, bag_offsets=offsets, labels=labels)
+        by_bag = by_rows(ids, num_rows, bag_offsets=offsets, labels=labels)
         np.testing.assert_array_equal(by_bag.order, np.repeat(np.arange(4), np.diff(offsets))[expected])
 
 
@@ -174,18 +184,29 @@ def test_sums_do_not_depend_on_the_order_in_which_occurrences_arrive(n, dtype, r
     """Bit for bit those of the batch in the order of the labels, rows with several chunks included."""
     ids, grad = rng.integers(0, 40, n), rng.standard_normal((n, 9)).astype(dtype)
     ids[::3] = 7
-    batch = Plan(ids, 40)
-    expected = _launch.segment_sum(batch, _launch.Gradients([grad], [n]))
+    expected = sums(by_rows(ids, 40), grad)
     for _ in range(3):
         labels = rng.permutation(n)
-        plan = Plan(ids[labels], 40, labels=labels)
-        np.testing.assert_array_equal(
-            _launch.segment_sum(plan, _launch.Gradients([grad[labels]], [n])), expected, strict=True
-        )
-    arrived = _launch.segment_sum(Plan(ids[labels], 40), _launch.Gradients([grad[labels]], [n]))
-    assert (arrived != expected).any()
+        found = sums(by_rows(ids[labels], 40, labels=labels), grad[labels])
+        np.testing.assert_array_equal(found, expected, strict=True)
+    assert (sums(by_rows(ids[labels], 40), grad[labels]) != expected).any()
 
 
 def test_an_id_out_of_range_is_named_with_labels_too():
     with pytest.raises(IndexError, match=r"ids\[1\] is 9"):
-        Plan(np.array([3, 9, 1]), 5, labels=np.array([2, 1, 0]))
+        by_rows(np.array([3, 9, 1]), 5, labels=np.array([2, 1, 0]))
+
+
+def test_ids_of_a_plan_are_not_checked_again(monkeypatch, rng):
+    ids, weight = rng.integers(0, 40, 9), rng.standard_normal((40, 3))
+    plans = [se.plan(ids, 40), se.plan([ids, ids[:4]], 40)]
+    monkeypatch.setattr(sorting, "first_outside", lambda *_: pytest.fail("ids were checked again"))
+    np.testing.assert_array_equal(se.gather(weight, plans[0]), weight[ids])
+    for found, each in zip(se.gather(weight, plans[1]), (ids, ids[:4]), strict=True):
+        np.testing.assert_array_equal(found, weight[each])
+
+
+def test_a_plan_for_a_larger_table_is_refused_by_a_lookup():
+    for plan in (se.plan(np.array([3, 7]), 9), se.plan([np.array([3]), np.array([7])], 9)):
+        with pytest.raises(IndexError, match="plan holds id 7, expected 0 <= id < 5"):
+            se.gather(np.ones((5, 2)), plan)

@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 from patience import HANGS
 
 import sparsembed as se
-from sparsembed._arrays import overlaps
+from sparsembed._cpu.views import overlaps
 
 
 class Detached:

@@ -64,47 +64,120 @@ def test_imports_flow_one_way():
     assert set(needs) == done, "these modules import each other"
 
 
-ALLOWED = {  # a module, or the modules of a folder -> all that they may import
-    "kernels/": ("_jit", "_threads", "rules/_dispatch", "rules/_rule", "kernels/"),
-    "rules/": ("_cache", "rules/"),
-    "reference": ("_arrays", "_formulas", "bags", "rules/"),
-    "_formulas": ("_arrays", "rules/"),
-    "_lag": ("_arrays", "_memory", "_threads", "kernels/cpu/_intrinsics"),
-    "_arrays": (),
-    "_memory": (),
-    "_threads": (),
-    "_cache": (),
-    "_jit": ("_cache", "_threads"),
+# From what is imported to what imports: a module, or the modules of a folder, may import what stands above it.
+LAYERS = (
+    ("_typing", "_cache", "_signals", "_jit"),
+    ("rules/",),
+    ("kernels/",),
+    ("_check", "_frameworks", "_options", "_saved"),
+    ("_cpu/",),
+    ("_cuda/",),
+    ("_engine",),
+    ("plan",),
+    ("bags",),
+    ("_exchange", "gradient"),
+    ("_gradients", "_contents", "initializers"),
+    ("functional", "pooling"),
+    ("table", "cuda", "_versions"),
+    ("_formulas", "reference"),
+    ("testing",),
+    ("__init__",),
+    ("torch/",),
+)
+BESIDES = {  # what a layer must not import, though it stands above
+    "_cuda/": ("_cpu/",),
+    "_engine": ("_cuda/",),  # which it imports when it is asked
+    "rules/": ("_jit", "_signals"),
+    "kernels/": ("_cache", "rules/_history"),
+    "reference": ("_cpu/", "_engine", "functional", "pooling", "table"),
+    "_formulas": ("_cpu/", "_engine", "functional", "pooling", "table"),
 }
-FORBIDDEN = {
-    "_validate": "plan bags gradient functional table _launch",
-    "plan": "bags gradient functional table _launch",
-    "bags": "gradient functional table _launch",
-    "_launch": "_validate gradient functional table",
-    "_norms": "_validate gradient functional table",
-    "functional": "table reference testing",
-    "table": "reference testing",
+LATE = {  # why these may
+    ("_cuda/table", "table"),  # a name in old pickles
+    ("_cuda/store", "_cpu/norms"),  # a loaded state has the bits of one on the host
 }
+
+
+def layer_of(name):
+    return next(i for i, layer in enumerate(LAYERS) if any(name == each or name.startswith(each) for each in layer
+                if each.endswith("/") or name == each))  # fmt: skip
 
 
 def test_layers_import_what_lies_below_them():
-    """Kernels know no validation, arrays or tables; rules know no kernels."""
-    for layer, allowed in ALLOWED.items():
-        modules = [name for name in SOURCES if name.startswith(layer)]
-        assert modules
-        for name in modules:
-            wrong = {each for each in inside(name) if not each.startswith(allowed)}
-            assert not wrong, f"{name} imports {wrong}"
-    for name, forbidden in FORBIDDEN.items():
-        assert set(forbidden.split()) <= set(SOURCES)
-        assert not inside(name) & set(forbidden.split()), name
+    """Folders hold the direction: no module imports what is built on it."""
+    for name in SOURCES:
+        for each in inside(name) - {"__init__"}:
+            if (name, each) in LATE or each == name:
+                continue
+            assert layer_of(each) <= layer_of(name), f"{name} imports {each}"
+            wrong = next((value for key, value in BESIDES.items() if name.startswith(key)), ())
+            assert not each.startswith(wrong or ("-",)), f"{name} imports {each}"
 
 
 def test_the_core_reaches_the_gpu_by_one_way():
-    """Nothing but `_device`, which imports when it is asked, knows the CUDA engine."""
+    """Nothing but `_engine`, which imports when it is asked, knows the CUDA engine."""
     for name in SOURCES:
         if not name.startswith(("_cuda/", "kernels/cuda/")):
             assert not {each for each in inside(name) if each.startswith(("_cuda/", "kernels/cuda/"))}, name
+
+
+ONLY = {  # files of one engine, and why the other has none
+    "cpu": {"memory", "threads"},  # a queue makes a GPU's arrays, and the GPU has threads of its own
+    "cuda": {"array", "code", "driver", "errors", "queue", "queues", "table", "together"},  # what only a GPU has
+}
+
+
+def test_engines_have_the_same_files():
+    files = {each: {name.split("/")[1] for name in SOURCES if name.startswith(f"_{each}/")} for each in ONLY}
+    assert files["cpu"] - ONLY["cpu"] == files["cuda"] - ONLY["cuda"]
+    assert all(ONLY[each] <= files[each] for each in ONLY)
+
+
+def arguments_of(file, name):
+    """Names and defaults of a function's arguments."""
+    for node in TREES[file].body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            if isinstance(node, ast.ClassDef):
+                return [each.target.id for each in node.body if isinstance(each, ast.AnnAssign)]
+            return ast.unparse(without_types(node.args))
+    return None
+
+
+def without_types(arguments):
+    for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg):
+        if each is not None:
+            each.annotation = None
+    return arguments
+
+
+def test_engines_have_the_same_functions_in_the_same_files():
+    """What an engine is made of, by file, name and arguments, is what `_engine.Engine` says."""
+    homes = {}
+    for each in ONLY:
+        for node in TREES[f"_{each}/engine"].body:
+            if isinstance(node, ast.ImportFrom):
+                homes.setdefault(each, {}).update({alias.name: node.module for alias in node.names})
+    assert homes["cpu"] == homes["cuda"]
+    protocol = next(each for each in TREES["_engine"].body if getattr(each, "name", "") == "Engine")
+    promised = {each.name: each for each in protocol.body if isinstance(each, ast.FunctionDef)}
+    assert set(homes["cpu"]) - {"Place"} == set(promised)
+    for name, home in homes["cpu"].items():
+        mine, its = (arguments_of(f"_{each}/{home}", name) for each in ONLY)
+        assert mine is not None, f"{home}.{name}"
+        if name not in MORE:
+            assert mine == its, f"{home}.{name}"
+        if name != "Place":
+            its_promise = without_types(promised[name].args)
+            its_promise.args = its_promise.args[1:]  # self
+            assert ast.unparse(its_promise) == mine if name not in MORE else True, name
+
+
+MORE = {  # functions of which one engine takes more than is promised
+    "hold": "the CPU's also at a step, and without zeroing the padding row, for parameters of torch",
+    "restore": "the same",
+    "check_bags": "a GPU's also several sets of bags, joined",
+    "sort": "the CPU's also labels",
+}
 
 
 def test_kernels_of_both_devices_mirror_each_other():
@@ -149,15 +222,24 @@ _CUDA = {
     "kernels/cuda/_block",
     "kernels/cuda/_dispatch",
     "_cuda/code",
-    "_cuda/views",
+    "_frameworks",
 }
+_WAITING = {"_cuda/queue", "_cuda/queues", "_cuda/errors", "_cuda/store"}
 OUTSIDE = {  # what -> the only modules that may import it
     "llvmlite.ir": _LLVM,
     "numba.core.cgutils": _LLVM,
     "numba.extending.intrinsic": _LLVM,
     "numba.extending.overload": {"rules/_dispatch"},
     "numba.core.caching": {"_cache"},
-    "threading": {"_threads", "table", "_storage", "_cuda/queue", "_cuda/stream", "_cuda/errors", "_cuda/storage"},
+    "threading": {
+        "_signals",
+        "_contents",
+        "_cpu/threads",
+        "_cuda/queue",
+        "_cuda/queues",
+        "_cuda/errors",
+        "_cuda/store",
+    },
     "numba.cuda": _CUDA,
     "torch": {name for name in SOURCES if name.startswith("torch/")},
     **{framework: set() for framework in ("jax", "tensorflow", "cupy", "pandas")},
@@ -398,3 +480,21 @@ def test_no_test_has_a_bound_on_time_of_its_own():
         "dump_traceback_later(120)",
     ):
         assert re.search(BOUNDS, line)
+
+
+def test_the_guide_names_every_file():
+    """By its path, or by its name beside another file of its folder; files of both engines once."""
+    guide = (PACKAGE.parent / "docs" / "guide.md").read_text().partition("## Where things are")[2]
+    named, folder = set(), ""
+    for line in guide.splitlines():
+        folder = ""
+        for each in re.findall(r"`([\w/]+\.py)`", line.split("|")[1] if line.startswith("|") else ""):
+            path = Path(each)
+            folder = path.parent.as_posix() if path.parent.as_posix() != "." else folder
+            both = "(in `_cpu/`" in line or "(both)" in line
+            for place in ("_cpu", "_cuda") if both else (folder,):
+                named.add((Path(place) / path.name).with_suffix("").as_posix())
+    kernels = {name.replace("kernels/cpu", "kernels/cuda") for name in named if name.startswith("kernels/cpu/")}
+    missing = {name for name in SOURCES if not name.endswith("__init__")} - named - kernels
+    assert not missing
+    assert not named - set(SOURCES)

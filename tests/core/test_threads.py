@@ -12,7 +12,8 @@ import pytest
 from patience import HANGS, WITHIN, until
 
 import sparsembed as se
-from sparsembed import _launch, _threads
+from sparsembed._cpu import blocks, reading, views
+from sparsembed._cpu import threads as _threads
 
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 RULES = {
@@ -29,7 +30,7 @@ PRELUDE = (
 import faulthandler, hashlib, multiprocessing, os, signal, sys, threading, time
 import numba, numpy as np
 import sparsembed as se
-from sparsembed import _threads
+from sparsembed._cpu import threads as _threads
 faulthandler.dump_traceback_later(WITHIN * 1.5, exit=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have ignored
 ROWS, DIM, N = 4_000, 24, 50_000
@@ -461,8 +462,8 @@ def test_helpers_do_nothing_for_a_caller_who_is_interrupted_before_it_begins(mon
     se.gather(weight, ids, out=out)
     assert out.all()
     out[...] = 0
-    kernel = Interrupted(_launch.gather_kernels.gather_rows)
-    monkeypatch.setattr(_launch.gather_kernels, "gather_rows", kernel)
+    kernel = Interrupted(reading.gather_kernels.gather_rows)
+    monkeypatch.setattr(reading.gather_kernels, "gather_rows", kernel)
     with pytest.raises(KeyboardInterrupt):
         se.gather(weight, ids, out=out)
     assert kernel.helpers
@@ -587,9 +588,9 @@ def jobs_of(weight, parts):
     outs = [np.zeros((len(ids), weight.shape[1])) for ids in parts]
     jobs = []
     for ids, out in zip(parts, outs, strict=True):
-        num_blocks, block_size = _launch._blocks(len(ids), 2 * weight.strides[0])
-        where = (block_size, _launch.as_input(weight), ids, _launch.gather_kernels.ROWS, 8, None, out)
-        jobs.append(_threads.Job(_launch.gather_kernels.gather_rows, num_blocks, where, (ids, out)))
+        num_blocks, block_size = blocks.blocks_of(len(ids), 2 * weight.strides[0])
+        where = (block_size, views.read_only(weight), ids, reading.gather_kernels.ROWS, 8, None, out)
+        jobs.append(_threads.Job(reading.gather_kernels.gather_rows, num_blocks, where, (ids, out)))
     return jobs, outs
 
 
@@ -636,13 +637,13 @@ def test_an_interrupt_between_jobs_leaves_the_first_ones_done_and_the_rest_alone
 @POSIX
 def test_several_jobs_in_a_child(tmp_path):
     script = """
-from sparsembed import _launch
+from sparsembed._cpu import reading, views
 weight, ids = np.random.default_rng(0).standard_normal((ROWS, 64)), np.arange(ROWS).repeat(9)
 
 def several():
     outs = [np.zeros((len(ids), 64)) for _ in range(3)]
     jobs = [
-        _threads.Job(_launch.gather_kernels.gather_rows, 40, (900, _launch.as_input(weight), ids, 1, 8, None, out), out)
+        _threads.Job(reading.gather_kernels.gather_rows, 40, (900, views.read_only(weight), ids, 1, 8, None, out), out)
         for out in outs
     ]
     return _threads.run_all(jobs) == [False] * 3 and all((out == weight[ids]).all() for out in outs)

@@ -15,7 +15,7 @@ from numba.core import config
 from patience import HANGS
 
 import sparsembed as se
-from sparsembed._device import on_device
+from sparsembed._engine import on_device
 
 if config.ENABLE_CUDASIM:
     pytest.skip("a simulator is no GPU", allow_module_level=True)
@@ -34,7 +34,7 @@ class Held:
     __cuda_array_interface__ = {"shape": (2, 2), "typestr": "<f4", "data": (4096, False), "version": 3}
 
 import sparsembed as se
-from sparsembed._device import on_device
+from sparsembed._engine import on_device
 import importlib.util
 import inspect
 importlib.util.find_spec = lambda name, package=None: None if name in ("numba_cuda", "cuda") else 1 / 0
@@ -64,10 +64,11 @@ def test_without_numba_cuda_the_message_names_the_extra():
 def test_without_a_gpu_the_message_says_so():
     if not (importlib.util.find_spec("numba_cuda") and importlib.util.find_spec("cuda")):
         pytest.skip("numba-cuda is not installed")
-    from sparsembed._cuda import queue
+
+    from sparsembed._cuda import queues
 
     with contextlib.suppress(RuntimeError):
-        queue.open_queue(0, 0)
+        queues.open_queue(0, 0)
         pytest.skip("there is a GPU")
     with pytest.raises(RuntimeError, match="no NVIDIA GPU 0 can be used"):
         se.EmbeddingTable(3, 2, se.SGD(0.1), device="cuda")

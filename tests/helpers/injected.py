@@ -16,7 +16,8 @@ PACKAGE = str(Path(se.__file__).parent)
 
 def held(table):
     """What a table holds, as it lies: reading it changes nothing."""
-    parts = [table._weight, table._state, table._row_state, table._last, table._steps[:1]]
+    its = table._contents
+    parts = [its.table.array, its.state, its.row_state, its.last, its.steps[:1]]
     return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
 
 
@@ -78,9 +79,9 @@ def free_for_others(table):
     found = []
 
     def take():
-        found.append(table._lock.acquire(timeout=WITHIN))
+        found.append(table._contents.lock.acquire(timeout=WITHIN))
         if found[0]:
-            table._lock.release()
+            table._contents.lock.release()
 
     thread = threading.Thread(target=take)
     thread.start()

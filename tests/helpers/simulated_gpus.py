@@ -5,7 +5,7 @@ import pytest
 import simulator
 
 from benchmarks.gpu import cases as gpu_cases
-from sparsembed._cuda import errors, launch, queue, views
+from sparsembed._cuda import blocks, errors, queues, views
 
 
 class Held:
@@ -47,10 +47,10 @@ class Gpus:
 def simulate(monkeypatch):
     """Let two GPUs be found here until the patch is undone."""
     found = Gpus()
-    monkeypatch.setattr(launch, "THREADS", 64)  # two warps a block, where more would idle
-    monkeypatch.setattr(queue, "open_queue", found.open_queue)
-    monkeypatch.setattr(queue, "device_of", found.device_of)
-    monkeypatch.setattr(queue, "take_records", found.take_records)
+    monkeypatch.setattr(blocks, "THREADS", 64)  # two warps a block, where more would idle
+    monkeypatch.setattr(queues, "open_queue", found.open_queue)
+    monkeypatch.setattr(queues, "device_of", found.device_of)
+    monkeypatch.setattr(queues, "take_records", found.take_records)
     return found
 
 

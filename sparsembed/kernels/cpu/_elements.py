@@ -1,10 +1,10 @@
-"""How kernels read and write the numbers of a table, its weights and its state: what a stored number is, is said here.
+"""Read and write the stored numbers of a table: weights and state.  Only this file knows how a number is stored.
 
-float32 and float64 are stored as they are computed with.  A float16 table is read only: it arrives as the uint16 that
-hold its bits, and is read as float32.  State is float32 or float64.
+float32 and float64 numbers are stored in the dtype of the arithmetic.  A float16 table is read only: kernels get the
+bits of the numbers as uint16, and read them as float32.  State is float32 or float64.
 
-`load` and `save` are of one number.  Rows that are copied without arithmetic are copied as bytes, by `_intrinsics`;
-vectors of numbers are read by `_vectors`, which widens them by `widen`.
+`load` and `save` handle one number.  Rows that are copied without arithmetic are copied as bytes, by `_intrinsics`;
+`_vectors` reads vectors of numbers, and calls `widen` on them.
 """
 
 from typing import Any
@@ -22,17 +22,17 @@ _HALF = types.uint16
 
 
 def held(dtype: Any, item: Any) -> Any:
-    """Return the LLVM type that stored numbers have in memory; `item` is that of the arithmetic."""
+    """Return the LLVM type of stored numbers; `item` is the LLVM type of the arithmetic."""
     return ir.IntType(16) if dtype == _HALF else item
 
 
 def bytes_of(dtype: Any) -> int:
-    """Return the bytes of a stored number."""
+    """Return the number of bytes of a stored number."""
     return int(dtype.bitwidth) // 8
 
 
 def widen(builder: Any, value: Any, dtype: Any) -> Any:
-    """Emit the number, or the vector of numbers, for arithmetic that a stored one stands for."""
+    """Emit the conversion of a stored number, or of a vector of stored numbers, to the type of the arithmetic."""
     if dtype != _HALF:
         return value
     half, single = ir.HalfType(), ir.FloatType()
@@ -43,7 +43,7 @@ def widen(builder: Any, value: Any, dtype: Any) -> Any:
 
 @intrinsic
 def _widened(typing, value):
-    """Return the number for arithmetic that a stored one stands for."""
+    """Return a stored number, converted to the type of the arithmetic."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return widen(builder, arguments[0], signature.args[0])
@@ -143,7 +143,7 @@ if config.DISABLE_JIT:
 
 @inline
 def load(array, r, c):
-    """Return the number in column c of row r, for arithmetic."""
+    """Return the number in column c of row r, in the type of the arithmetic."""
     return _widened(array[r, c])
 
 

@@ -1,4 +1,4 @@
-"""How threads share the blocks of a call: atomic counters, and waiting for each other."""
+"""How threads share the blocks of a call: atomic counters, and spin-waits."""
 
 import os
 import platform
@@ -12,16 +12,17 @@ from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from ..._jit import inline
-from ..._threads import BEGUN, DONE, MEMBERS, NEXT, SLOTS, WRONG
 
+# Indices into the claims array: three counters, one cache line apart, then two flags.
+NEXT, DONE, MEMBERS, BEGUN, WRONG, SLOTS = 0, 8, 16, 24, 25, 32
 _I32 = ir.IntType(32)
-_SPINS = 1000  # a guess: longer than a block that is nearly done, shorter than a turn of the scheduler
-_PATIENCE = 50_000  # turns, some 20 ms: a caller that has not begun by then was interrupted, or has lost its core
+_SPINS = 1000  # not measured: longer than the rest of a block, shorter than a time slice of the scheduler
+_PATIENCE = 50_000  # turns, about 20 ms; then the caller was interrupted, or its core is taken
 
 
 @intrinsic
 def _add_to(typing, claims, slot, value):
-    """Add to a number that threads share, and return what it was; what others wrote before is visible after it."""
+    """Atomically add to a shared counter and return the old value; sequentially consistent."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         struct = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -33,7 +34,7 @@ def _add_to(typing, claims, slot, value):
 
 @intrinsic
 def _rest(typing, turns):
-    """Wait a moment; after many turns let another thread have the core, which may be the one waited for."""
+    """Pause; after many turns yield the core, since the thread that is waited for may need it."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         nothing = ir.FunctionType(ir.VoidType(), [])
@@ -62,11 +63,11 @@ if config.DISABLE_JIT:
 
 @inline
 def enter(claims):
-    """Begin the work, if this is the caller, or wait until it has begun; return whether there is any.
+    """Begin the work (caller), or wait until the caller has begun (helper); return whether to work.
 
-    Nothing that the caller's thread does in Python, such as being interrupted, can stand between the first block and
-    the last: it begins here, and waits in `leave`.  A helper, whose claims are one number shorter, leaves without
-    having touched anything if the caller does not come.
+    The caller begins here and waits in `leave`, both in compiled code, so an interrupt cannot come between the first
+    block and the last.  A helper has a claims array that is one number shorter.  If the caller does not begin in time,
+    for example after an interrupt, the helper returns False and has written nothing.
     """
     if claims.shape[0] == SLOTS:
         claims[BEGUN] = 1
@@ -82,7 +83,7 @@ def enter(claims):
 
 @inline
 def leave(claims, num_blocks):
-    """Wait until every block is written, if this is the caller; return whether it is."""
+    """Wait until every block is written, if this thread is the caller; return whether it is the caller."""
     if claims.shape[0] == SLOTS:
         wait(claims, num_blocks)
         return True
@@ -91,7 +92,7 @@ def leave(claims, num_blocks):
 
 @inline
 def within(i, num_rows, claims):
-    """Return id i as a row to read: 0, and a note of it, if somebody has changed it since it was checked."""
+    """Return id i as a row to read; return 0 and set WRONG if it is out of range, changed after its check."""
     r = np.uintp(i)
     if r >= np.uintp(num_rows):
         claims[WRONG] = 1
@@ -113,13 +114,13 @@ def finish(claims):
 
 @inline
 def join(claims):
-    """Return this thread's number among those that work on the call."""
+    """Return the number of this thread among the threads of the call, from 0."""
     return _add_to(claims, MEMBERS, 1)
 
 
 @inline
 def wait(claims, num_blocks):
-    """Wait until every block is written: threads that run are at work on them."""
+    """Wait until every block is written; the threads that claimed the blocks are running."""
     turns = 0
     while _add_to(claims, DONE, 0) < num_blocks:
         turns += 1

@@ -1,9 +1,9 @@
-"""Sums of rows that stay in registers: vectors of 256 or 64 bytes as values of their own.
+"""Sums of rows in registers: a Numba type for vectors of 256 or 64 bytes.
 
-A loop over the columns of a row inside a loop over rows loads and stores the running sum for each row: LLVM
-cannot keep it in registers, since it does not know the dim.  256 bytes are four AVX-512 registers, and summing
-the rows of bags in the second-level cache takes half the time (64 columns of float32: 3.6 ns a row instead of
-7.8).  Each number is still added in order, so the bits are those of the plain loop.
+A plain loop over rows and columns loads and stores the running sum for each row: LLVM cannot keep the sum in
+registers, since it does not know dim.  256 bytes are four AVX-512 registers.  With them the sum of bags whose rows
+are in the L2 cache takes half the time (64 columns of float32: 3.6 ns a row instead of 7.8).  Each number is still
+added in the same order, so the result has the same bits as the plain loop.
 """
 
 from typing import Any
@@ -51,13 +51,13 @@ wide, narrow = _zeros(WIDE), _zeros(NARROW)
 
 
 def _spread(builder: Any, value: Any, width: int) -> Any:
-    """A vector that holds one number everywhere."""
+    """Emit a vector with the same number in all lanes."""
     first = builder.insert_element(ir.Constant(ir.VectorType(value.type, width), None), value, _I32(0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, width), None))
 
 
 def _mask(builder: Any, width: int, count: Any) -> Any:
-    """The first `count` lanes."""
+    """Emit a mask of the first `count` lanes."""
     lanes = ir.Constant(ir.VectorType(_I32, width), list(range(width)))
     return builder.icmp_signed("<", lanes, _spread(builder, builder.trunc(count, _I32), width))
 
@@ -69,7 +69,7 @@ def _name(item: Any, width: int) -> str:
 
 @intrinsic
 def load_vector(typing, array, address, like, rest):
-    """Read lanes as wide as `like`, or only the first `rest` of them, from memory that holds what `array` does."""
+    """Return a vector as wide as `like`, or only the first `rest` lanes, from memory in the dtype of `array`."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         stored, size = signature.args[0].dtype, bytes_of(signature.args[0].dtype)
@@ -90,9 +90,9 @@ def load_vector(typing, array, address, like, rest):
 
 @intrinsic
 def fetch_vector(typing, address, like):
-    """Ask for the cache lines that `load_vector` will need soon, and for one more if they start within a line.
+    """Prefetch the cache lines of a later `load_vector`, and one line more if the vector starts within a line.
 
-    A constant number of instructions: the tests and jumps of `prefetch` cost 15 % of a sum in the cache.
+    The number of instructions is constant: the branches of `prefetch` cost 15 % of a sum in the cache.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -110,7 +110,7 @@ def fetch_vector(typing, address, like):
 
 @intrinsic
 def save_vector(typing, address, value, rest):
-    """Write lanes, or only the first `rest` of them."""
+    """Write a vector, or only the first `rest` lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         lanes, align = arguments[1], value.dtype.bitwidth // 8

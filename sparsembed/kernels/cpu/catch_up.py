@@ -1,4 +1,4 @@
-"""Bring rows up to date that missed steps: what a dense optimizer would have made of them."""
+"""Apply missed steps to rows, so that rows equal the rows of a dense optimizer."""
 
 from typing import Any, NamedTuple
 
@@ -10,18 +10,18 @@ from ._elements import load, load_slots, save, save_slots
 from ._intrinsics import prefetch, row_address, tuple_at
 from ._sharing import claim, enter, finish, join, leave
 
-STEP, BASE, STARTS = 0, 1, 2  # of `steps`: taken; up to which every row was up to date; how often that was so
-AHEAD, AHEAD_CATCHING_UP = 32, 10  # rows to prefetch; with state, each takes three times as many cache lines
+STEP, BASE, STARTS = 0, 1, 2  # indices into `steps`: newest step; start of the history; number of histories
+AHEAD, AHEAD_CATCHING_UP = 32, 10  # prefetch distance in rows; a row with state takes three times as many cache lines
 
 
 class Missed(NamedTuple):
-    """What tells a kernel the steps that a row has missed, and scratch space for rows that catch up.
+    """The history of missed steps, and scratch space to apply them.
 
-    Kernels are given the plain tuple, or None for rules whose rows miss nothing: Numba's dispatcher takes 1.5 us to
-    find the type of a named one (a call with 32 ids takes 50 us).
+    Kernels get a plain tuple, or None for rules whose rows miss no steps: Numba's dispatcher takes 1.5 us longer to
+    find the type of a named tuple (a call with 32 ids takes 50 us).
     """
 
-    last: Any  # (num_rows,) the step up to which a row is up to date
+    last: Any  # (num_rows,) the last step that each row has taken
     base: Any  # the step at which the history starts
     newest: Any  # the newest step, counted from `base`
     reach: Any  # steps without a gradient that still move a row
@@ -35,7 +35,7 @@ class Missed(NamedTuple):
 
 
 class CatchingUp(NamedTuple):
-    """What kernels that read rows need besides the weights; the plain tuple, or None where rows miss nothing."""
+    """Inputs of kernels that read rows which catch up.  Kernels get a plain tuple, or None if rows miss no steps."""
 
     state: Any  # (num_rows, slots, dim)
     hp: Any
@@ -44,7 +44,7 @@ class CatchingUp(NamedTuple):
 
 @inline
 def prefetch_row(weight, r, lines, catching_up):
-    """Ask for what reading a row takes."""
+    """Prefetch a row, and its state and last step if rows catch up."""
     prefetch(row_address(weight, r), lines)
     if catching_up is not None:
         table = CatchingUp(*catching_up)
@@ -54,7 +54,7 @@ def prefetch_row(weight, r, lines, catching_up):
 
 @inline
 def catch_up_row(weight, state, r, member, missed, keep, hp):
-    """Write row r as it is after the newest step to ``rows[member]``, and to ``slots[member]`` if `keep`."""
+    """Write row r after the newest step to ``rows[member]``; if `keep`, also the slots to ``slots[member]``."""
     missed = Missed(*missed)
     rows, slots, newest, dim = missed.rows, missed.slots, missed.newest, weight.shape[1]
     first = np.int64(missed.last[r]) - missed.base
@@ -82,7 +82,7 @@ def catch_up_row(weight, state, r, member, missed, keep, hp):
 
 @inline
 def _replay_row(weight, state, r, member, missed, hp):
-    """Take the missed steps one by one while they move the row: the series is too short for an element."""
+    """Take the missed steps one by one, while they still move the row, where `catch_up` is not exact enough."""
     rows, slots, newest, reach = missed.rows, missed.slots, missed.newest, missed.reach
     zero, dim = rows.dtype.type(0), weight.shape[1]
     for c in range(dim):
@@ -107,14 +107,14 @@ def _replay_row(weight, state, r, member, missed, hp):
 
 @inline
 def restart(steps, step):
-    """Note that every row is up to date at a step: a history starts there, and none from before counts any more."""
+    """Note in `steps` that every row has taken `step`: a new history starts there, and the old one is invalid."""
     steps[BASE] = step
     steps[STARTS] += 1
 
 
 @kernel
 def flush_rows(claims, num_blocks, block_size, weight, state, steps, missed, hp):
-    """Bring every row of the table up to date, in place, and note in `steps` that a history starts there."""
+    """Apply the missed steps to every row, in place, and note in `steps` that a new history starts."""
     if not enter(claims):
         return
     missed = Missed(*missed)
@@ -131,5 +131,5 @@ def flush_rows(claims, num_blocks, block_size, weight, state, steps, missed, hp)
                 last[r] = now
         finish(claims)
         block = claim(claims)
-    if leave(claims, num_blocks):  # here, so that no interrupt can come between the rows and the note
+    if leave(claims, num_blocks):  # in this kernel, so that an interrupt cannot separate rows and steps
         restart(steps, now)

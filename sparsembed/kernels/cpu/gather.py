@@ -6,14 +6,14 @@ from ._intrinsics import copy, row_address, stream
 from ._sharing import claim, enter, finish, join, leave, within
 from .catch_up import AHEAD, AHEAD_CATCHING_UP, CatchingUp, Missed, catch_up_row, prefetch_row
 
-ELEMENTS, ROWS, STREAM = 0, 1, 2  # how a row is copied: by number, as bytes, as bytes past the cache
+ELEMENTS, ROWS, STREAM = 0, 1, 2  # copy a row number by number, as bytes, or as bytes with non-temporal stores
 
 
 @kernel
 def gather_rows(claims, num_blocks, block_size, weight, ids, how, lines, catching_up, out):
     """``out[i] = weight[ids[i]]``; weight (num_rows, dim), ids (n,), out (n, dim).
 
-    Rows of another dtype than that of `out` are copied by number.
+    If `weight` has another dtype than `out`, rows are copied number by number.
     """
     if not enter(claims):
         return

@@ -1,4 +1,4 @@
-"""Norms of rows in float64, and rows scaled down to a largest norm."""
+"""Clip rows to a largest norm; norms are computed in float64."""
 
 from math import inf, sqrt
 from typing import Any, NamedTuple
@@ -11,22 +11,22 @@ from ._intrinsics import lane_sum
 from ._sharing import claim, enter, finish, join, leave
 from .segment import dot
 
-_SMALL = 2.0**-900  # sums of squares from here on have lost nothing to underflow
+_SMALL = 2.0**-900  # above this sum, squares that underflow are negligible
 
 
 class Limit(NamedTuple):
-    """The largest norm of a row; kernels are given the plain tuple, or None where norms have no limit."""
+    """The largest norm of a row.  Kernels get a plain tuple, or None without a limit."""
 
     most: Any  # the largest norm
     p: Any
-    extra: Any  # what is added to a norm that divides
-    share: Any  # a little below one: makes up for rounding, so that a row that was scaled once is not scaled again
-    terms: Any  # scratch (threads, padded dim) of float64, zeros behind dim
+    extra: Any  # added to the norm before the division
+    share: Any  # a little below one, so that rounding never leaves a scaled row above the limit
+    terms: Any  # scratch (threads, padded dim) of float64, zeros after dim
 
 
 @inline
 def _row_norm(array, r, p, terms):
-    """The p-norm of row r; NaN where a number is not finite."""
+    """Return the p-norm of row r; NaN if an element is not finite."""
     if p == 2:
         total = dot(array, r, array, r, terms)
         if _SMALL < total < inf:
@@ -40,7 +40,7 @@ def _row_norm(array, r, p, terms):
         return largest - largest
     if p == inf:
         return largest
-    for c in range(array.shape[1]):  # in units of the largest: no power over- or underflows
+    for c in range(array.shape[1]):  # relative to the largest element, so that no power overflows
         size = abs(np.float64(load(array, r, c))) / largest
         terms[c] = size if p == 1 else size**p
     return largest * lane_sum(terms) ** (1 / p)
@@ -48,7 +48,7 @@ def _row_norm(array, r, p, terms):
 
 @inline
 def clip_row(array, r, limit, member):
-    """Scale row r down if its norm is too large."""
+    """Scale row r down to the largest norm if its norm is larger."""
     limit = Limit(*limit)
     norm = _row_norm(array, r, limit.p, limit.terms[member])
     if norm > limit.most:
@@ -59,7 +59,7 @@ def clip_row(array, r, limit, member):
 
 @kernel
 def clip_rows(claims, num_blocks, block_size, array, limit):
-    """Scale down every row of an array whose norm is too large, in place."""
+    """Scale every row with a larger norm down to the largest norm, in place."""
     if not enter(claims):
         return
     member = join(claims)

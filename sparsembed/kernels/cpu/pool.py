@@ -1,4 +1,4 @@
-"""Pool the rows of bags, and carry gradients from bags back to occurrences and weights.
+"""Pool the rows of bags, and compute gradients with respect to occurrences and per-sample weights.
 
 Shared names: `ids` (n,), `offsets` (num_bags + 1,), `weights` (n,) per-sample weights or None,
 `padding` the id to leave out or -1, `mode` one of SUM, MEAN, SQRTN, MAX, `catching_up` a `CatchingUp`.
@@ -26,7 +26,7 @@ def _factor(weights, p, like):
 
 @inline
 def _divisor(ids, first, last, weights, mode, padding):
-    """What the weighted sum of a bag is divided by; 0 means that there is nothing to pool."""
+    """Return the divisor of the weighted sum of a bag; 0 if the bag has nothing to pool."""
     total = 0.0
     if mode == SUM:
         return 1.0
@@ -39,7 +39,7 @@ def _divisor(ids, first, last, weights, mode, padding):
 
 @inline
 def _read(weight, r, member, catching_up):
-    """Return (array, row) where row r stands, brought up to date."""
+    """Return (array, index) of row r: the weight, or scratch space with the row after its missed steps."""
     if catching_up is None:
         return weight, r
     table = CatchingUp(*catching_up)
@@ -49,7 +49,7 @@ def _read(weight, r, member, catching_up):
 
 @inline
 def _add_rows(total, weight, bag, weights, lines, member, catching_up):
-    """Add the rows of one bag in order, in memory: for rows that catch up, or whose numbers are apart."""
+    """Add the rows of one bag in order, in memory: for rows that catch up, or that are not contiguous."""
     ids, first, last, padding, claims = bag
     reach = AHEAD if catching_up is None else AHEAD_CATCHING_UP
     for p in range(first, last):
@@ -64,7 +64,7 @@ def _add_rows(total, weight, bag, weights, lines, member, catching_up):
 
 @inline
 def _pool_columns(total, rest, c, weight, bag, weights, divisor, out, b):
-    """Pool as many columns as `total` is wide, or `rest` of them, from column c on, in registers."""
+    """Pool the columns from c on, as many as `total` is wide or only `rest`, in registers."""
     ids, first, last, padding, claims = bag
     start, stride = row_address(weight, 0) + c * weight.itemsize, weight.strides[0]
     size, ahead = np.uintp(ids.shape[0]), np.uintp(AHEAD)
@@ -77,7 +77,7 @@ def _pool_columns(total, rest, c, weight, bag, weights, divisor, out, b):
             if weights is not None:
                 part = multiply(part, weights[p])
             total = add(total, part)
-    if divisor != 1:  # 10 ns for four registers, the time of three rows
+    if divisor != 1:  # the division takes 10 ns, as long as adding three rows
         total = divide(total, divisor)
     save_vector(row_address(out, b) + c * out.itemsize, total, rest)
 
@@ -119,7 +119,7 @@ def pool_rows(
 
 @kernel
 def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, catching_up, out, winners):
-    """Write the maximum of each bag's rows, and which occurrence won (-1 in an empty bag).
+    """Write the maximum of each bag's rows, and the winning occurrences (-1 in an empty bag).
 
     Ties go to the first occurrence; a NaN wins over every number.
     """
@@ -148,7 +148,7 @@ def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, catc
 
 @kernel
 def expand_bags(ids, offsets, weights, mode, padding, bags, coefs):
-    """Set each occurrence's bag, and the factor of its row in that bag's output (0 for padding) unless None."""
+    """Set the bag of each occurrence, and, unless `coefs` is None, the factor of its row in the bag (0 for padding)."""
     for b in range(offsets.shape[0] - 1):
         first, last = np.int64(offsets[b]), np.int64(offsets[b + 1])
         for p in range(first, last):
@@ -163,7 +163,7 @@ def expand_bags(ids, offsets, weights, mode, padding, bags, coefs):
 
 @kernel
 def share_bags(ids, offsets, mode, padding, shares):
-    """Set the factor of each row in a bag's output: one over the divisor, 0 where there is nothing to pool."""
+    """Set the factor of the rows of each bag: 1 / divisor, or 0 if the bag has nothing to pool."""
     for b in range(offsets.shape[0] - 1):
         divisor = _divisor(ids, np.int64(offsets[b]), np.int64(offsets[b + 1]), None, mode, padding)
         shares[b] = 1.0 / divisor if divisor != 0 else 0.0

@@ -1,4 +1,4 @@
-"""Write saved weights and state into a table: all of it, or nothing."""
+"""Write saved weights and state into a table, all or nothing."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from .catch_up import STEP, restart
 
 @inline
 def _copy_row(job, r):
-    """Copy row r from one matrix to another, number by number where either has its numbers apart."""
+    """Copy row r from one matrix to another, number by number if a row of either is not contiguous."""
     to, since = job[0] + r * job[1], job[3] + r * job[4]
     columns, size = job[6], job[7]
     if job[2] == size and job[5] == size:
@@ -23,11 +23,11 @@ def _copy_row(job, r):
 
 @kernel
 def restore_rows(claims, num_blocks, block_size, jobs, weight, padding, last, steps, step):
-    """Copy matrices of num_rows rows, and put a table at a step at which every row is up to date.
+    """Copy matrices of num_rows rows, and set the step of the table, which every row has then taken.
 
-    `jobs` (matrices, 8): address, bytes from row to row and from column to column of what is written; the same of
-    what is read; columns; bytes of a number.  weight (num_rows, dim): its row `padding`, unless -1, becomes zero;
-    last (num_rows or 0,), steps (3,) as in `catch_up`.
+    `jobs` (matrices, 8): address, row stride and column stride in bytes of the target; the same of the source; number
+    of columns; bytes of a number.  Row `padding` of weight (num_rows, dim) becomes zero, unless it is -1;
+    last (num_rows or 0,) and steps (3,) as in `catch_up`.
     """
     if not enter(claims):
         return
@@ -43,6 +43,6 @@ def restore_rows(claims, num_blocks, block_size, jobs, weight, padding, last, st
             last[r] = step
         finish(claims)
         block = claim(claims)
-    if leave(claims, num_blocks):  # here, so that no interrupt can come between the rows and the step
+    if leave(claims, num_blocks):  # in this kernel, so that an interrupt cannot separate rows and step
         steps[STEP] = step
         restart(steps, step)

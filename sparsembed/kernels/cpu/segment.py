@@ -1,7 +1,7 @@
 """Sum the gradient rows of each segment.
 
-`scratch` (threads, ...) is room for a row of arithmetic.  Kernels are given the named tuples below as plain ones, whose
-type Numba's dispatcher finds 1.5 us faster; see `catch_up.Missed`.
+`scratch` (threads, ...) is scratch space for one row of each thread.  Kernels get the named tuples below as plain
+tuples, whose type Numba's dispatcher finds 1.5 us faster; see `catch_up.Missed`.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ CHUNK = 512  # longer segments are hot: cut into chunks of this many occurrences
 
 
 class Segments(NamedTuple):
-    """The ids of a batch, sorted into a run of equal ids, a segment, for each row."""
+    """The sorted ids of a batch: one segment of equal ids for each row."""
 
     rows: Any  # (k,) unique ids, increasing
     order: Any  # (n,) occurrences, sorted by id
@@ -26,9 +26,9 @@ class Segments(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Where the gradient of each occurrence lies; what is not used is None."""
+    """Where the gradient of each occurrence is stored; fields that are not used are None."""
 
-    sources: Any  # (lookups, 3) first occurrence of a lookup, address of its gradient, bytes from row to row
+    sources: Any  # (lookups, 3) first occurrence of the lookup; address and row stride of its gradient
     bags: Any  # (n,) the gradient row of each occurrence
     coefs: Any  # (n,) the factor of each occurrence
     winners: Any  # (num_bags, dim) the occurrence that won each column of a max
@@ -44,18 +44,18 @@ class Hot(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """What to prefetch."""
+    """Prefetch distances in rows, and cache lines per row."""
 
-    rows_ahead: Any  # rows of the table
+    rows_ahead: Any  # distance in rows of the table
     lines: Any  # cache lines of a row of the table
-    state_lines: Any  # of its state
-    grads_ahead: Any  # rows of gradients
+    state_lines: Any  # cache lines of the state of a row
+    grads_ahead: Any  # distance in rows of gradients
     grad_lines: Any  # cache lines of a row of gradients
 
 
 @inline
 def dot(a, i, b, j, terms):
-    """Dot product of two rows in float64; `terms` is dim zeros, rounded up to a multiple of 16."""
+    """Return the dot product of two rows in float64; `terms`: zeros, as many as dim rounded up to a multiple of 16."""
     for c in range(a.shape[1]):
         terms[c] = np.float64(load(a, i, c)) * np.float64(load(b, j, c))
     return lane_sum(terms)
@@ -63,7 +63,7 @@ def dot(a, i, b, j, terms):
 
 @inline
 def _grad_address(i, sources, bags):
-    """Address of the gradient row of occurrence i."""
+    """Return the address of the gradient row of occurrence i."""
     j = 0
     while j + 1 < sources.shape[0] and i >= sources[j + 1, 0]:
         j += 1
@@ -79,7 +79,7 @@ def _add(total, grad, i, bag, coefs, winners):
                 total[c] += grad[c]
     elif coefs is not None:
         coef = coefs[i]
-        if coef != 0:  # no gradient: 0 * NaN is one
+        if coef != 0:  # skip a factor of 0, since 0 * NaN is NaN
             for c in range(total.shape[0]):
                 total[c] += coef * grad[c]
     else:
@@ -89,7 +89,7 @@ def _add(total, grad, i, bag, coefs, winners):
 
 @inline
 def _fetch_grad(p, order, sources, bags, fetch):
-    """Prefetch the gradient row that stands `grads_ahead` places after p in sorted order."""
+    """Prefetch the gradient row of the occurrence `grads_ahead` places after p in sorted order."""
     ahead = fetch.grads_ahead
     if p + ahead < order.shape[0]:
         prefetch(_grad_address(np.int64(order[p + ahead]), sources, bags), fetch.grad_lines)
@@ -108,7 +108,7 @@ def _add_run(total, order, first, last, sources, bags, coefs, winners, fetch):
 
 @inline
 def _sum_columns(lanes, rest, c, total, order, first, last, sources, coefs, ahead):
-    """Sum as many columns as `lanes` is wide, or `rest` of them, from column c on, in registers."""
+    """Sum the columns from c on, as many as `lanes` is wide or only `rest`, in registers."""
     start, stride = sources[0, 1] + c * total.itemsize, sources[0, 2]
     size, ahead = np.uintp(order.shape[0]), np.uintp(ahead)
     for p in range(np.uintp(first), np.uintp(last)):  # unsigned: an index that may be negative costs a test
@@ -117,7 +117,7 @@ def _sum_columns(lanes, rest, c, total, order, first, last, sources, coefs, ahea
         part = load_vector(total, start + np.int64(order[p]) * stride, lanes, rest)
         if coefs is not None:
             coef = coefs[order[p]]
-            if coef == 0:  # no gradient: 0 * NaN is one
+            if coef == 0:  # skip a factor of 0, since 0 * NaN is NaN
                 continue
             part = multiply(part, coef)
         lanes = add(lanes, part)
@@ -145,7 +145,7 @@ def _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch):
 def sum_segment(total, s, order, offsets, grads, hot, fetch):
     """Sum the gradients of segment s; return the address of the sum.
 
-    That is `total`, or the gradient row itself where it is the only one.
+    The address is of `total`, or of the gradient row itself if the segment has only one.
     """
     sources, bags, coefs, winners, by_count = Gradients(*grads)
     hot, fetch = Hot(*hot), Fetch(*fetch)
@@ -155,7 +155,7 @@ def sum_segment(total, s, order, offsets, grads, hot, fetch):
         return _grad_address(np.int64(order[first]), sources, bags)
     if last - first <= CHUNK:
         _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch)
-    else:  # hot: its partial sums are ready
+    else:  # hot: `sum_hot` has computed the partial sums
         clear(total)
         h = np.searchsorted(hot.segments, s)
         for chunk in range(hot.offsets[h], hot.offsets[h + 1]):
@@ -172,8 +172,7 @@ def sum_segment(total, s, order, offsets, grads, hot, fetch):
 def sum_hot(claims, num_blocks, order, offsets, grads, hot, fetch):
     """Sum each chunk of each hot segment into its row of `partials`; one chunk a block.
 
-    Chunks are counted from the start of their segment, so that a row's sum depends on its own
-    occurrences alone.
+    Chunks start at the start of a segment, so the sum of a row depends only on the occurrences of that row.
     """
     if not enter(claims):
         return

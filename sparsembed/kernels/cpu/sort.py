@@ -1,8 +1,8 @@
 """Sort the ids of a batch into segments: a stable radix sort that any number of threads shares.
 
-Threads claim blocks of ids, phase after phase; a phase starts when all blocks of the one before it are done.
-Each block counts its own digits, so it knows where its keys go, and the order is that of the ids whatever the
-number of blocks.
+Threads claim blocks of ids, phase after phase; a phase starts when all blocks of the previous phase are done.
+The digits of each block are counted separately.  From the counts of all blocks a block knows where to write its keys,
+so the sort is stable for any number of blocks.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ def _bag_of(offsets, i):
 
 @inline
 def _pack(ids, first, last, num_rows, bag_offsets, by_label, shift, keys, counts, mask):
-    """Put each id above what follows it in a key, count lowest digits, return whether all ids are in range."""
+    """Make keys of a block and count their lowest digits; return whether an id is out of range."""
     bad = False
     bag, end = 0, 0
     if bag_offsets is not None and by_label is None and first < last:
@@ -55,7 +55,7 @@ def _pack(ids, first, last, num_rows, bag_offsets, by_label, shift, keys, counts
 
 @inline
 def _count(keys, first, last, low, mask, counts):
-    """Count the digits, `low` bits up, of a block."""
+    """Count the digits of a block; a digit starts at bit `low`."""
     clear(counts)
     for i in range(np.uintp(first), np.uintp(last)):
         counts[np.uintp(keys[i] >> low & mask)] += 1
@@ -63,7 +63,7 @@ def _count(keys, first, last, low, mask, counts):
 
 @inline
 def _places(block, counts, places):
-    """Set where the keys of a block go, by digit."""
+    """Set the position of the first key of a block for each digit."""
     total = 0
     for digit in range(counts.shape[1]):
         places[digit] = total
@@ -75,7 +75,7 @@ def _places(block, counts, places):
 
 @inline
 def _scatter(keys, first, last, low, mask, places, spare):
-    """Move keys to where their digit, `low` bits up, belongs."""
+    """Write each key to the next position of its digit, which starts at bit `low`."""
     for i in range(np.uintp(first), np.uintp(last)):
         key = keys[i]
         digit = np.uintp(key >> low & mask)
@@ -86,7 +86,7 @@ def _scatter(keys, first, last, low, mask, places, spare):
 
 @inline
 def _insert(keys):
-    """Insertion sort."""
+    """Sort keys in place, by insertion."""
     for i in range(1, keys.shape[0]):
         key, j = keys[i], i
         while j > 0 and keys[j - 1] > key:
@@ -97,7 +97,7 @@ def _insert(keys):
 
 @inline
 def _entry(low, bag_offsets, by_label):
-    """Return what `order` holds of an occurrence, given what follows its id in the key."""
+    """Return the entry of `order`, the position or the bag, given the low bits of the key."""
     if by_label is None:
         return low
     i = np.uint64(by_label[low])
@@ -148,13 +148,16 @@ def sort_ids(
 ):
     """Sort ids (n,) into `rows`, `order` and `offsets`, unless one is out of range.
 
-    `order` holds the position of an occurrence, or its bag if `bag_offsets` is not None.  Equal ids are in the order of
-    `by_label` (n,), which holds the position of each occurrence once, or of their positions if it is None.  A key is an
-    id above its place in that order, or its bag.  `radix` = (bits of the latter, digits of an id to sort by, bits of a
-    digit), no digit for insertion; `keys` and
-    `spare` (n,) uint64, of which `order` and `offsets` may share the memory of the one that the sorted keys do
-    not end up in; `counts` and `places` (blocks, 2 ** width) of zeros; `phases` (2 + 2 * digits, SLOTS) of zeros;
-    `found` (blocks, 3): whether a block has ids out of range, its rows, its segments longer than `longer`.
+    `order` holds the position of each occurrence, or its bag if `bag_offsets` is not None.  Equal ids are in the order
+    of the permutation `by_label` (n,), or of their positions if it is None.
+
+    A key is an id in the high bits, and its place in that order, or its bag, in the low bits.  `radix` = (low bits,
+    number of digits of an id, bits of a digit), with no digits for insertion sort.
+
+    `keys` and `spare` (n,) uint64: the sorted keys end in `keys` for an even number of digits, else in `spare`; `order`
+    and `offsets` may share the memory of the other.  `counts` and `places` (blocks, 2 ** width) of zeros; `phases`
+    (2 + 2 * digits, SLOTS) of zeros; `found` (blocks, 3): for each block, whether an id is out of range, the number of
+    rows, and the number of segments longer than `longer`.
     """
     if not enter(claims):
         return
@@ -220,7 +223,7 @@ def sort_ids(
 
 @kernel
 def find_hot(offsets, longer, hot):
-    """List the segments that are longer than `longer` in `hot`."""
+    """Write the indices of the segments that are longer than `longer` to `hot`."""
     h = 0
     for s in range(offsets.shape[0] - 1):
         if offsets[s + 1] - offsets[s] > longer:

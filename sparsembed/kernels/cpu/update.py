@@ -75,7 +75,7 @@ def update_rows(
     steps (3,) counts updates; weight (num_rows, dim); state (num_rows, slots, dim); row_state
     (num_rows, row_slots); scratch (threads, 3 * padded) of zeros, where padded is dim, rounded up
     to a multiple of 16; segments, grads, hot, fetch, missed and limit are the named tuples of `segment`, `catch_up` and
-    `norm` as plain ones, the last two or None.
+    `norm` as plain tuples; missed and limit may be None.
     """
     if not enter(claims):
         return
@@ -103,4 +103,4 @@ def update_rows(
         finish(claims)
         block = claim(claims)
     if leave(claims, num_blocks):
-        steps[STEP] += 1  # here, so that no interrupt can come between the rows and the step
+        steps[STEP] += 1  # in this kernel, so that an interrupt cannot separate rows and step

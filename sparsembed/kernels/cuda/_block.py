@@ -1,4 +1,4 @@
-"""How the threads of a block know and hear each other."""
+"""Numbers of threads and blocks, barriers, and exchange within a warp."""
 
 from numba import cuda
 
@@ -43,29 +43,29 @@ def sync_warp(mask):
 
 @inline
 def shuffle_xor(mask, value, distance):
-    """The value of the lane whose number differs by these bits."""
+    """Return `value` of the lane whose number differs in the bits of `distance`."""
     return cuda.shfl_xor_sync(mask, value, distance)
 
 
 @inline
 def shuffle_up(mask, value, distance):
-    """The value of the lane so many below; one's own where there is none."""
+    """Return `value` of the lane `distance` below, or the lane's own `value` where there is none."""
     return cuda.shfl_up_sync(mask, value, distance)
 
 
 @inline
 def any_of(mask, value):
-    """Whether it holds for any lane."""
+    """Return whether `value` is true in any lane."""
     return cuda.any_sync(mask, value)
 
 
 @inline
 def matching(mask, value):
-    """The lanes that hold the same int32, as bits."""
+    """Return the lanes with the same int32 `value`, as bits."""
     return cuda.match_any_sync(mask, value)
 
 
 @inline
 def popcount(bits):
-    """How many bits are set."""
+    """Return the number of bits that are set."""
     return cuda.popc(bits)

@@ -1,4 +1,4 @@
-"""The functions that reach a rule, for CUDA: the same ones, turned into the same functions of the rule."""
+"""The functions by which kernels reach a rule, registered for CUDA with the same specialisations as on the CPU."""
 
 from numba.cuda.extending import overload, register_jitable
 

@@ -1,4 +1,4 @@
-"""What kernels are written in: the instructions of the GPU, or their twins in plain Python where none is at hand."""
+"""The instructions of kernels: LLVM for a GPU, or plain Python under Numba's CUDA simulator."""
 
 from numba.core import config
 

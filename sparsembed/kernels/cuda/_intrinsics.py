@@ -52,7 +52,7 @@ def _alignment(pointer: Any, lanes: Any) -> int:
 
 
 def _held(context: Any, pointer: Any, like: Any) -> tuple[Any, bool, int]:
-    """The vector in memory behind lanes, whether it is of float16, and its bytes."""
+    """Return the vector type of lanes in memory, whether the memory holds float16, and the bytes of the vector."""
     half = pointer.dtype == types.uint16
     if half and len(like) > 1:
         return ir.VectorType(_I32, len(like) // 2), True, 2 * len(like)
@@ -90,7 +90,7 @@ def load_once(typing, p, i, like):
         text = f"ld.global.nc.L1::no_allocate.L2::128B.v{count}.{name} {{{places}}}, [${count}];"
         pointer = builder.gep(arguments[0], [arguments[1]])
         kind = ir.FunctionType(ir.LiteralStructType([vector.element] * count), [pointer.type])
-        # It reads memory, which only this says: else the compiler might read before a bound, or a barrier, is passed.
+        # Declares a read of memory: else the compiler may move the read before a check of bounds or a barrier.
         read = ir.InlineAsm(kind, text, f"={letter}," * count + "l", side_effect=True)
         found = builder.call(read, [pointer])
         value = _vector(builder, [builder.extract_value(found, k) for k in range(count)])
@@ -118,7 +118,7 @@ def save(typing, p, i, value):
 
 @intrinsic
 def save_once(typing, p, i, value):
-    """Write lanes that no kernel reads soon: the first to leave the cache."""
+    """Write lanes that no kernel reads soon: the cache evicts them first."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         each = _values(context, builder, arguments[2], value, p.dtype)
@@ -161,7 +161,7 @@ add, multiply, divide = _by_lane("fadd", False), _by_lane("fmul", True), _by_lan
 
 @intrinsic
 def lanes_sum(typing, a):
-    """Sum of lanes: the upper half is added to the lower until one is left."""
+    """Return the sum of lanes: the upper half is added to the lower half until one number is left."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         each = [builder.extract_value(arguments[0], k) for k in range(len(a))]
@@ -175,7 +175,7 @@ def lanes_sum(typing, a):
 
 @intrinsic
 def any_lane(typing, a):
-    """Whether it holds for any lane."""
+    """Return whether `a` is true in any lane."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         found = builder.extract_value(arguments[0], 0)
@@ -187,7 +187,7 @@ def any_lane(typing, a):
 
 
 def lanewise(function: Any, laned: int) -> Any:
-    """Make a function that calls another for each lane of its first `laned` arguments; the rest all lanes share."""
+    """Return a function that calls `function` for each lane of the first `laned` arguments; lanes share the rest."""
 
     def define(typing: Any, *kinds: Any) -> Any:
         each = tuple(kind[0] if k < laned else kind for k, kind in enumerate(kinds))
@@ -230,7 +230,7 @@ first, second = _component(0), _component(1)  # of the pair that each lane holds
 
 @intrinsic
 def load_slots(typing, p, i, stride, like, hp):
-    """The slots of a rule, by lane; a slot begins `stride` numbers behind the one before."""
+    """Return the slots of a rule, by lane; slots begin `stride` numbers apart."""
     count, item = len(names_of(hp, "slots")), p.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -268,7 +268,7 @@ def save_slots(typing, p, i, stride, slots, hp):
 
 @intrinsic
 def load_row_slots(typing, p, i, hp):
-    """The row slots of a rule, from element i on."""
+    """Return the row slots of a rule, from element i on."""
     count = len(names_of(hp, "row_slots"))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -294,7 +294,7 @@ def save_row_slots(typing, p, i, slots, hp):
 
 @intrinsic
 def tuple_at(typing, p, i, like):
-    """The numbers from element i on, as a named tuple like `like`."""
+    """Return the numbers from element i on, as a named tuple like `like`."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         places = [builder.gep(builder.gep(arguments[0], [arguments[1]]), [_I32(k)]) for k in range(len(like))]
@@ -305,7 +305,7 @@ def tuple_at(typing, p, i, like):
 
 @intrinsic
 def cast(typing, number, like):
-    """A number in the type of another."""
+    """Return `number` in the type of `like`."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return context.cast(builder, arguments[0], number, like)
@@ -325,7 +325,7 @@ def pointer_at(typing, p, i):
 
 @intrinsic
 def matrix(typing, p, rows, columns):
-    """View numbers as an array of two dimensions."""
+    """Return a view of numbers as an array of two dimensions."""
     kind = types.Array(p.dtype, 2, "C")
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -356,13 +356,13 @@ def _atomic(operation: str) -> Any:
     return atomic
 
 
-# Of integers; return what was there.
+# Atomic operations on integers; they return the old value.
 atomic_add, atomic_min, atomic_exchange = _atomic("add"), _atomic("umin"), _atomic("xchg")
 
 
 @intrinsic
 def atomic_replace(typing, p, i, old, value):
-    """Write an integer where another one is, and nothing where something else is."""
+    """Write `value` if the integer is `old`, else nothing (compare and swap)."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = builder.gep(arguments[0], [arguments[1]])
@@ -373,7 +373,7 @@ def atomic_replace(typing, p, i, old, value):
 
 
 def shared(count: int, name: str) -> Any:
-    """Make a function that returns room for `count` lanes, or numbers, that the block shares."""
+    """Return a function that returns shared memory of the block, for `count` lanes or numbers."""
 
     @intrinsic
     def room(typing, like):
@@ -381,7 +381,7 @@ def shared(count: int, name: str) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind = ir.ArrayType(context.get_data_type(item), lanes * count)
-            # Two functions that are linked into one kernel may both have room of this name.
+            # A number makes the name unique: one kernel may link two functions with shared memory of the same name.
             label = f"{name}_{next(_numbers)}"
             memory = cgutils.add_global_variable(builder.module, kind, label, _SHARED)
             memory.align, memory.initializer = 16, ir.Constant(kind, ir.Undefined)

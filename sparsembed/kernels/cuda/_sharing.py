@@ -35,7 +35,7 @@ def mask_of(shift):
 
 @inline
 def group_sum(value, shift):
-    """Sum over the group, the same bits in each of its lanes."""
+    """Return the sum over the group: the same bits in every lane of the group."""
     mask, distance = mask_of(shift), (1 << shift) >> 1
     while distance > 0:
         value = value + shuffle_xor(mask, value, distance)
@@ -57,7 +57,7 @@ def items_apart():
 
 @inline
 def block_scan(value, room):
-    """Return the sum over the threads before this one, and over all; `room` is shared by the warps of the block."""
+    """Return the sum over the threads before this one, and the sum over all; `room` is shared memory of the block."""
     lane, warp = thread() & 31, thread() >> 5
     total, distance = value, 1
     while distance < 32:

@@ -1,7 +1,7 @@
 """What `_intrinsics` and `_block` do, in plain Python: for running kernels where there is no GPU.
 
-A pointer is a flat array.  Whoever runs kernels sets `running`, which knows the thread that runs and lets others
-run when it waits; see tests/helpers/simulator.py.
+A pointer is a flat array.  The simulator sets `running`, which knows the thread that runs and switches to another
+thread when this one waits; see tests/helpers/simulator.py.
 """
 
 import operator
@@ -17,7 +17,7 @@ _BLOCK, _WARP = "block", "warp"
 
 
 def inline(function):
-    """Leave a helper as it is."""
+    """Return a helper unchanged."""
     return function
 
 
@@ -111,7 +111,7 @@ def any_lane(a):
 
 
 def lanewise(function, laned):
-    """Make a function that calls another for each lane of its first `laned` arguments."""
+    """Return a function that calls `function` for each lane of the first `laned` arguments."""
 
     def each_lane(*given):
         return tuple(
@@ -190,7 +190,7 @@ def atomic_replace(p, i, old, value):
 
 
 def shared(count, name):
-    """Make a function that returns room that the block shares, full of what nobody wrote."""
+    """Return a function that returns shared memory of the block, filled with values that no kernel wrote."""
 
     def room(like):
         lanes, item = (len(like), like[0]) if isinstance(like, tuple) else (1, like)

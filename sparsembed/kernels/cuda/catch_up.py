@@ -1,10 +1,10 @@
-"""Bring rows up to date that missed steps: what a dense optimizer would have made of them.
+"""Apply missed steps to rows: the result is what a dense optimizer gives.
 
-`find_gaps` works out what each row of a batch needs, once a row and in float64, as the history is kept:
-`spans` (k, 3) the first missed step, -1 if none, the last that may have to be taken one by one, both counted from
-the start of the history, and whether there are more behind it; `coefs` (k, 2, fields) a `Gap` over all missed
-steps, and one over those behind.  Kernels on rows then stay in the dtype of the table.  `missed` is a `Missed`, or
-None for rules whose rows miss nothing; j is the row's place in `spans`.
+`find_gaps` computes what each row of a batch missed, once a row and in float64, the dtype of the history:
+`spans` (k, 3) holds the first missed step (-1 if none), the last step that may have to be taken one by one, both
+counted from the start of the history, and whether more steps follow; `coefs` (k, 2, fields) holds a `Gap` over all
+missed steps, and a `Gap` over the steps that follow.  Kernels on rows then stay in the dtype of the table.  `missed` is
+a `Missed`, or None for rules whose rows miss nothing; j is the row's place in `spans`.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ _catch_up_lanes, _unsettled_lanes, _step_lanes = lanewise(catch_up, 2), lanewise
 
 
 class Missed(NamedTuple):
-    """The steps that rows have missed, as `find_gaps` worked them out."""
+    """The steps that rows have missed: the results of `find_gaps`."""
 
     coefs: Any  # (k, 2, fields)
     spans: Any  # (k, 3)
@@ -63,9 +63,9 @@ def find_gaps(
     gaps,
     status,
 ):
-    """Say what each of some rows missed.
+    """Write the `spans` and `coefs` of some rows.
 
-    They are rows (n,), the first ``found[0]`` of them, or n rows of the table from `start` on, where None;
+    The rows are the first ``found[0]`` of `rows` (n,), or n rows of the table from `start` on if `rows` is None;
     entries (newest + 1, columns) and ages (age_rows, powers) are a `History`, and `gaps` a `Gap`.
     """
     if status[0] != NONE:
@@ -88,7 +88,7 @@ def find_gaps(
 
 @inline
 def must_replay(state, r, slots, dim, j, missed, zero, shift, hp):
-    """Whether the series is too short for an element of the row: the same in all lanes of the group."""
+    """Return whether the series is not exact enough for an element of the row; all lanes of the group agree."""
     coefs, spans, _, like = missed
     found = False
     if spans[3 * j] >= 0:
@@ -105,7 +105,7 @@ def must_replay(state, r, slots, dim, j, missed, zero, shift, hp):
 
 @inline
 def caught_up(w, s, j, replay, missed, zero, hp):
-    """Weights and slots as they are after the newest step."""
+    """Return weights and slots as they are after the newest step."""
     coefs, spans, past, like = missed
     start, end, left, at = np.int64(spans[3 * j]), np.int64(spans[3 * j + 1]), spans[3 * j + 2], 2 * j * len(like)
     if replay:

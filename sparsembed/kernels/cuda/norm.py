@@ -12,7 +12,7 @@ _SMALL = 2.0**-900  # sums of squares from here on have lost nothing to underflo
 
 @inline
 def _over_group(value, largest, shift):
-    """Sum over the group, or the largest; a NaN wins."""
+    """Return the sum over the group, or the largest value; NaN wins."""
     mask, distance = mask_of(shift), (1 << shift) >> 1
     while distance > 0:
         other = shuffle_xor(mask, value, distance)
@@ -26,10 +26,10 @@ def _over_group(value, largest, shift):
 
 @inline
 def _row_norm(array, start, dim, p, shift):
-    """The p-norm of a row; NaN where a number is not finite."""
+    """Return the p-norm of a row; NaN if a number is not finite."""
     if p == 2:
         total, c = 0.0, member_of(shift)
-        while c < dim:  # a range would divide to know its length, in 64 bits, by a step that is no constant
+        while c < dim:  # no range: the length of one costs a 64-bit division, as the step is no constant
             total += np.float64(array[start + c]) * np.float64(array[start + c])
             c += 1 << shift
         total = _over_group(total, False, shift)
@@ -47,7 +47,7 @@ def _row_norm(array, start, dim, p, shift):
     if p == inf:
         return largest
     total, c = 0.0, member_of(shift)
-    while c < dim:  # in units of the largest: no power over- or underflows
+    while c < dim:  # relative to the largest number, so that no power over- or underflows
         number = abs(np.float64(array[start + c])) / largest
         total += number if p == 1 else number**p
         c += 1 << shift
@@ -57,7 +57,7 @@ def _row_norm(array, start, dim, p, shift):
 def clip_rows(array, rows, n, found, dim, skip, most, p, extra, share, shift, status):
     """Scale down rows whose norm is above `most`, in place.
 
-    They are rows (n,), the first ``found[0]`` of them, or the first n of the array, where None; `share` makes up
+    The rows are the first ``found[0]`` of `rows` (n,), or the first n of the array if `rows` is None.  `share` allows
     for rounding, so that a row that was scaled once is not scaled again.
     """
     if status[0] != NONE:

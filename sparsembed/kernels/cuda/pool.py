@@ -1,8 +1,8 @@
 """Pool the rows of bags, and carry gradients from bags back to occurrences and weights.
 
 Shared names: `ids` (n,), `offsets` (num_bags + 1,), `weights` (n,) per-sample weights or None,
-`padding` the id to leave out or -1, `mode` one of SUM, MEAN, SQRTN, MAX; `gathered` not None: weight (n, dim) has
-a row for each occurrence.
+`padding` the id to leave out or -1, `mode` one of SUM, MEAN, SQRTN, MAX; if `gathered` is not None, weight (n, dim)
+has a row for each occurrence.
 """
 
 from math import sqrt
@@ -32,9 +32,9 @@ SUM, MEAN, SQRTN, MAX = 0, 1, 2, 3
 
 @inline
 def _divisor(ids, start, end, weights, mode, padding, zero):
-    """What the weighted sum of a bag is divided by; 0 means that there is nothing to pool.
+    """Return the divisor of the weighted sum of a bag; 0 if there is nothing to pool.
 
-    Sums keep what rounding cuts off, which takes the place of the float64 that the CPU uses.
+    The sums are compensated, in the dtype of the table; the CPU sums in float64.
     """
     one = cast(1, zero)
     if mode == SUM:
@@ -108,7 +108,7 @@ def pool_rows(weight, stride, gathered, ids, offsets, num_bags, weights, mode, p
 
 @inline
 def _better(best, winner, value, p, empty):
-    """The larger of two, and whose it is; the first of equal ones, and a NaN before every number."""
+    """Return the larger value and its occurrence; the first of equal values, and NaN before every number."""
     wins = empty or (best == best and (value > best or value != value))
     return (value if wins else best), (p if wins else winner)
 
@@ -117,7 +117,7 @@ _better_lanes = lanewise(_better, 3)
 
 
 def pool_max(weight, stride, gathered, ids, offsets, num_bags, padding, dim, out, winners, zero, nobody, shift, status):
-    """Write the maximum of each bag's rows, and which occurrence won (-1 in an empty bag).
+    """Write the maximum of each bag's rows, and the occurrence that holds it (-1 in an empty bag).
 
     `nobody` are lanes of int32 -1.
     """
@@ -159,7 +159,7 @@ def shift_offsets(offsets, n, base, out, status):
 
 
 def expand_bags(ids, offsets, num_bags, weights, mode, padding, bags, coefs, zero, shift, status):
-    """Set each occurrence's bag, and the factor of its row in that bag's output (0 for padding) unless None."""
+    """Write the bag of each occurrence and, unless `coefs` is None, the factor of the row in the bag (0: padding)."""
     if status[0] != NONE:
         return
     b = group_of(shift)
@@ -200,7 +200,7 @@ _products = lanewise(_product, 2)
 
 @inline
 def _dot(grad, b, weight, r, stride, dim, zero, shift):
-    """Dot product of a bag's gradient and a row, the same in all lanes of the group."""
+    """Return the dot product of a bag's gradient and a row, the same in all lanes of the group."""
     total, c = zero[0], member_of(shift) * len(zero)
     while c < dim:
         g, w = load(grad, b * dim + c, zero), load_once(weight, r * stride + c, zero)
@@ -212,7 +212,7 @@ def _dot(grad, b, weight, r, stride, dim, zero, shift):
 def weights_gradient(
     weight, stride, ids, offsets, num_bags, weights, mode, padding, grad, dim, out, zero, shift, status
 ):
-    """Gradient of the per-sample weights; formulas as in the CPU's `weights_gradient`."""
+    """Write the gradient of the per-sample weights; formulas as in the CPU's `weights_gradient`."""
     if status[0] != NONE:
         return
     member, b = member_of(shift), group_of(shift)

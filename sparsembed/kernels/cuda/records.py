@@ -1,4 +1,4 @@
-"""Take what other kernels have noted of ids out of range, while others may be noting more.
+"""Read and clear the records of ids out of range, while other kernels may write to them.
 
 A record is what `sort.first_outside` and `sort.bad_offsets` write, ``call * 2**31 + position``, or NONE.
 """
@@ -10,7 +10,7 @@ from ._sharing import NONE, first_item, items_apart
 
 
 def move_records(records, n, moved):
-    """Move n records to `moved`, and clear them: what is noted meanwhile is in either."""
+    """Move n records to `moved`, and clear them; no error that a kernel writes meanwhile is lost."""
     i = first_item()
     while i < n:
         moved[i] = atomic_exchange(records, i, np.uint64(NONE))

@@ -4,9 +4,9 @@ Names used by all kernels: `order` (n,) occurrences sorted by row; `rows` (k,) u
 `offsets` (k + 1,) where each row's run starts in `order`; `grads` are `Gradients`.  An occurrence whose factor is 0
 adds nothing, whatever its gradient is.  `by_count` PRESENT: each row's sum is divided by the number of its occurrences.
 
-Runs shorter than SHORT are summed by one group of lanes, one after the other, as on the CPU.  Longer ones by a
-block: SLICES groups take a slice of the run each, and the slices are added in order.  Runs longer than CHUNK are
-cut into chunks first, each summed like that into a row of `partials`, which then are the run.
+A run shorter than SHORT is summed by one group of lanes, one occurrence after the other, as on the CPU.  A longer run
+is summed by a block: SLICES groups sum one slice of the run each, and the sums are added in order.  A run longer than
+CHUNK is cut into chunks; a block sums each chunk into a row of `partials`, and these rows are then summed like a run.
 """
 
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ _slices = shared(SLICES * 32, "slices")
 
 
 class Gradients(NamedTuple):
-    """Where the gradient of each occurrence lies; what is not used is None."""
+    """The arrays that hold the gradient of each occurrence; an array that is not used is None."""
 
     grad: Any  # (., dim)
     bags: Any  # (n,) the gradient row of each occurrence
@@ -62,11 +62,11 @@ _if_won_lanes = lanewise(_if_won, 2)
 
 @inline
 def _one(p, order, grad, bags, coefs, winners, dim, c, zero):
-    """The gradient of one occurrence; what may be None is an argument of its own, so that branches fall away."""
+    """Return the gradient of one occurrence; arrays are separate arguments, so that branches on None compile away."""
     i = np.int64(p) if order is None else np.int64(order[p])
     row = i if bags is None else np.int64(bags[i])
     part = load_once(grad, row * dim + c, zero)
-    if coefs is not None:  # 0: no gradient, where a product with NaN would be one
+    if coefs is not None:  # a factor of 0 means no gradient, but 0 times NaN is NaN
         part = multiply(part, coefs[i]) if coefs[i] != 0 else zero
     if winners is not None:
         part = _if_won_lanes(part, load(winners, row * dim + c, zero), i, zero[0])
@@ -80,7 +80,7 @@ def _part(p, order, grads, dim, c, zero):
 
 @inline
 def _add_run(zero, order, start, end, grads, dim, c):
-    """Sum a run of occurrences from column c on, in the order of the batch."""
+    """Return the sum of a run of occurrences from column c on, in the order of the batch."""
     total = zero
     for p in range(start, end):
         total = add(total, _part(p, order, grads, dim, c, zero))
@@ -89,7 +89,7 @@ def _add_run(zero, order, start, end, grads, dim, c):
 
 @inline
 def sum_run(zero, order, start, end, grads, dim, c):
-    """Sum a short run; the only occurrence of a row is taken as it is."""
+    """Return the sum of a short run; a single occurrence is returned as it is."""
     coefs, winners = grads.coefs, grads.winners
     if c >= dim:
         return zero
@@ -100,7 +100,7 @@ def sum_run(zero, order, start, end, grads, dim, c):
 
 @inline
 def sum_by_block(zero, order, start, end, grads, dim, c, shift):
-    """Sum a long run; all threads of the block take part, and the first group gets the sum."""
+    """Return the sum of a long run in the first group; all threads of the block take part."""
     room, group = _slices(zero), thread() >> shift
     place = member_of(shift) * len(zero)
     size = (end - start + SLICES - 1) // SLICES
@@ -115,13 +115,13 @@ def sum_by_block(zero, order, start, end, grads, dim, c, shift):
     if group == 0:
         for each in range(SLICES):
             total = add(total, load(room, ((each << shift) * len(zero)) + place, zero))
-    sync_block()  # so that the room can be used again
+    sync_block()  # so that the shared memory can be used again
     return total
 
 
 @inline
 def averaged(total, count, by_count, zero):
-    """A sum, divided by the number of its occurrences if asked for."""
+    """Return a sum, divided by the number of its occurrences if `by_count` asks for it."""
     return total if by_count is None else divide(total, cast(count, zero[0]))
 
 
@@ -144,7 +144,7 @@ def sum_hot(order, chunks, found, grad, bags, coefs, winners, dim, partials, zer
 
 @inline
 def sum_hot_segment(order, first, start, end, grads, partials, dim, c, zero, shift):
-    """Sum the run of a hot segment by a block, from its chunks if it has been cut."""
+    """Return the sum of a hot segment, by a block; from the sums of its chunks if it has been cut."""
     if first >= 0:
         number = (end - start + CHUNK - 1) // CHUNK
         whole = Gradients(partials, None, None, None)

@@ -2,7 +2,7 @@
 
 Ids are cut into tiles of TILE.  Digit by digit, lowest first: `count_digits` of each tile, `place_digits` says
 where each tile's keys go, `move_keys` moves them in order.  Then `count_heads`, `place_heads` and `write_segments`
-split the sorted keys.  Keys are never read back by the host; `found` = (rows, hot segments, chunks) stays here.
+split the sorted keys.  The host reads nothing back; `found` = (rows, hot segments, chunks) stays on the device.
 """
 
 import numpy as np
@@ -76,7 +76,7 @@ def _bag_of(offsets, num_bags, i):
 
 @inline
 def _label(labels, i, bag_offsets, num_bags):
-    """What the order holds of an occurrence: its position or its bag, once sorted its label."""
+    """Return the entry of `order` for an occurrence: its position or bag, and after the first turn its label."""
     if labels is not None:
         return np.int32(labels[i])
     if bag_offsets is not None:
@@ -163,7 +163,7 @@ def _is_head(keys, i):
 
 @inline
 def _heads_of(keys, first, n):
-    """How many of a thread's keys begin a segment."""
+    """Return how many keys of a thread begin a segment."""
     heads = np.int32(0)
     for k in range(ITEMS):
         if first + k < n and _is_head(keys, first + k):
@@ -180,7 +180,7 @@ def count_heads(keys, n, heads):
 
 
 def place_heads(heads, tiles, found):
-    """Turn counts into sums over the tiles before; by one block.  Clears what `find_hot` counts."""
+    """Turn counts into sums over the tiles before, by one block, and clear the counters of `find_hot`."""
     room, carry = _sums(np.int32(0)), np.int32(0)
     for base in range(0, tiles, threads()):
         tile = base + thread()
@@ -194,7 +194,7 @@ def place_heads(heads, tiles, found):
 
 
 def write_segments(keys, n, heads, rows, offsets):
-    """Write the row of each segment and where it starts; and, behind the last, the end."""
+    """Write the row and the start of each segment, and the end of the last segment."""
     first = np.int64(block()) * TILE + thread() * ITEMS
     before, _ = block_scan(_heads_of(keys, first, n), _sums(np.int32(0)))
     k = np.int64(heads[block()]) + before
@@ -209,7 +209,7 @@ def write_segments(keys, n, heads, rows, offsets):
 
 
 def count_up(numbers, n, found, only_rows):
-    """Write 0, 1, ... n - 1, and of `found` the number of rows alone."""
+    """Write 0, 1, ... n - 1 to `numbers`, and to `only_rows` the number of rows without hot segments and chunks."""
     i = first_item()
     while i < n:
         numbers[i] = i
@@ -221,8 +221,8 @@ def count_up(numbers, n, found, only_rows):
 def find_hot(offsets, found, hot, hot_partials, chunks):
     """List the segments that a block sums, and cut those longer than CHUNK.
 
-    hot (n // SHORT,) segments; hot_partials the first of its chunks, or -1; chunks (., 2) where each starts and
-    ends in the order.  The lists are in any order: no sum depends on it.
+    hot (n // SHORT,) holds segments; hot_partials the first chunk of each, or -1; chunks (., 2) the start and
+    the end of each chunk in the order.  The lists are in any order: no sum depends on it.
     """
     s = first_item()
     while s < found[0]:

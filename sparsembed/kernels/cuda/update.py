@@ -40,14 +40,14 @@ _reduce_lanes, _pair_lanes, _step_lanes = lanewise(reduce, 2), lanewise(reduce_p
 
 
 class Table(NamedTuple):
-    """What an update changes."""
+    """The arrays that an update changes."""
 
     weight: Any  # (num_rows, dim)
     state: Any  # (num_rows, slots, dim)
     row_state: Any  # (num_rows, row_slots)
     slots: Any
     row_slots: Any
-    last: Any  # (num_rows,) gets `now`; None for rules whose rows miss nothing
+    last: Any  # (num_rows,), set to `now`; None for rules whose rows miss nothing
     now: Any
     dim: Any
 
@@ -61,7 +61,7 @@ class Chunks(NamedTuple):
 
 @inline
 def _total(c, dim, segment, grads, hot, by_count, zero, shift):
-    """Gradient sum of a row from column c on."""
+    """Return the gradient sum of a row from column c on."""
     order, start, end = segment
     if hot is None:
         total = sum_run(zero, order, start, end, grads, dim, c)
@@ -74,7 +74,7 @@ def _total(c, dim, segment, grads, hot, by_count, zero, shift):
 def _update_row(table, r, s, segment, grads, hot, by_count, missed, works, zero, shift, hp):
     """Update row r, which is segment s of the batch.
 
-    Where `hot` is not None the whole block calls: all its threads sum, and those that `works` go on.
+    If `hot` is not None, all threads of the block call this: all sum, and the threads with `works` run the rule.
     """
     weight, state, row_state, slots, row_slots, last, now, dim = table
     place, columns = member_of(shift) * len(zero), len(zero) << shift
@@ -96,7 +96,7 @@ def _update_row(table, r, s, segment, grads, hot, by_count, missed, works, zero,
         if works:
             size, of_row = cast(dim, zero[0]), r * row_slots
             kept = load_row_slots(row_state, of_row, hp)
-            sync_warp(mask_of(shift))  # all lanes have read what the first will write
+            sync_warp(mask_of(shift))  # all lanes have read what the first lane will write
             if has_pair(hp):
                 stage, new = row_pair(group_sum(x, shift) / size, group_sum(y, shift) / size, kept, hp)
                 if member_of(shift) == 0:

@@ -15,7 +15,7 @@ import simulator
 import sparsembed as se
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import device, frameworks, graph, inputs, overhead, peers, report, works
-from sparsembed._cuda import array, errors, late, launch, queue, reading
+from sparsembed._cuda import array, blocks, catch_up, errors, launch, queues, reading, sorting
 from sparsembed.rules import rmsprop
 
 RULES = (se.SGD(0.1), se.RowwiseAdagrad(0.1), se.Adam(0.1))
@@ -55,25 +55,25 @@ class Device(device.Device):
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch):
-    queues = {}
-    monkeypatch.setattr(launch, "THREADS", 64)
+    opened = {}
+    monkeypatch.setattr(blocks, "THREADS", 64)
 
     def open_queue(number, stream):
         stream = stream or 1  # two names of the default stream
-        return queues.setdefault((number, stream), simulator.Queue(stream, stream=stream))
+        return opened.setdefault((number, stream), simulator.Queue(stream, stream=stream))
 
-    monkeypatch.setattr(queue, "open_queue", open_queue)
-    monkeypatch.setattr(queue, "device_of", lambda pointer: 0)
+    monkeypatch.setattr(queues, "open_queue", open_queue)
+    monkeypatch.setattr(queues, "device_of", lambda pointer: 0)
 
     def take_records(number):
-        records = [simulator.flat(each.record) for each in queues.values()]
+        records = [simulator.flat(each.record) for each in opened.values()]
         found = np.array(records, np.uint64).reshape(-1, 2)
         for each in records:
             each[:] = errors.NONE
         return found
 
-    monkeypatch.setattr(queue, "take_records", take_records)
-    monkeypatch.setattr(launch, "plan", sorted_once(launch.plan))
+    monkeypatch.setattr(queues, "take_records", take_records)
+    monkeypatch.setattr(sorting, "plan", sorted_once(sorting.plan))
     monkeypatch.setattr(graph, "capture", captured)
     monkeypatch.setattr(graph, "ways", lambda: ["cuda.core", "another"])
     monkeypatch.setattr(frameworks, "adopters", dict)
@@ -149,34 +149,41 @@ def argument(k):
     return lambda arguments, result: arguments[k]
 
 
+HISTORY = catch_up.DeviceHistory
 ADAM, SGD = f"update, {RULES[2]}", f"update, {RULES[0]}"
 AGAIN, STREAMS, CPU = "the same bits again", "the same bits on two streams", "the CPU's bits"
 ANOTHER = {"only": lambda queue: queue.seed > 1}  # than the default stream
 TAMPERED = [
-    ("gather", reading, "gather", changed(argument(3), "bit"), "Mismatched elements: 1"),
-    ("pool", reading, "pool", changed(argument(5)), "more than rounding"),
+    ("gather", reading, "gather_rows", changed(argument(3), "bit"), "Mismatched elements: 1"),
+    ("pool", reading, "pool_rows", changed(argument(5)), "more than rounding"),
     ("pool", reading, "pool_max", changed(argument(4), "bit"), "more than rounding"),
-    ("coalesce", launch, "segment_sum", changed(SUMS), "more than rounding"),
-    ("pool_gradient", launch, "segment_sum", changed(SUMS), "more than rounding"),
+    ("coalesce", launch, "sum_segments", changed(SUMS), "more than rounding"),
+    ("pool_gradient", launch, "sum_segments", changed(SUMS), "more than rounding"),
     ("pool_gradient", reading, "share", changed(SUMS), "more than rounding"),
-    ("per_sample_weights_gradient", reading, "weights_gradient", changed(argument(6)), "more than rounding"),
+    ("per_sample_weights_gradient", reading, "sample_gradient", changed(argument(6)), "more than rounding"),
     ("scatter_add", launch, "update_rows", changed(WEIGHT), "more than rounding"),
     (SGD, launch, "update_rows", changed(WEIGHT), "lookup off by"),
     (ADAM, launch, "update_rows", changed(STATE), "off by"),
-    (ADAM, late.LateRows, "gather", changed(argument(7)), "lookup off by"),
-    (ADAM, late.LateRows, "flush", nothing, "weight off by"),
+    (ADAM, HISTORY, "gather", changed(argument(7)), "lookup off by"),
+    (ADAM, HISTORY, "flush", nothing, "weight off by"),
     ("update_pooled", launch, "update_rows", changed(WEIGHT), "off by"),
     ("max_norm", launch, "clip_rows", nothing, "off by"),
-    (AGAIN, reading, "gather", changed(argument(3), "bit", later(1)), "gather"),
-    (AGAIN, reading, "pool", changed(argument(5), "bit", later(3)), "pool"),
-    (AGAIN, launch, "segment_sum", changed(SUMS, "bit", later(4)), "coalesce|pool_gradient"),
+    (AGAIN, reading, "gather_rows", changed(argument(3), "bit", later(1)), "gather"),
+    (AGAIN, reading, "pool_rows", changed(argument(5), "bit", later(3)), "pool"),
+    (AGAIN, launch, "sum_segments", changed(SUMS, "bit", later(4)), "coalesce|pool_gradient"),
     (AGAIN, launch, "update_rows", changed(WEIGHT, "bit", later(13)), "update|scatter_add"),
     (STREAMS, launch, "update_rows", changed(WEIGHT, "bit", **ANOTHER), "update|scatter_add"),
-    (STREAMS, reading, "weights_gradient", changed(argument(6), "bit", **ANOTHER), "gradient of weights"),
+    (STREAMS, reading, "sample_gradient", changed(argument(6), "bit", **ANOTHER), "gradient of weights"),
     (CPU, launch, "update_rows", changed(WEIGHT, "bit"), "lookup, step 1"),
     (CPU, launch, "update_rows", changed(STATE), "Adam.*missed steps are off"),
-    (CPU, late.LateRows, "gather", changed(argument(7)), "Adam.*lookup, step 1: rows that missed steps are off"),
-    (CPU, late.LateRows, "flush", nothing, "Adam.*: weight: rows that missed steps are off"),
+    (
+        CPU,
+        catch_up.DeviceHistory,
+        "gather",
+        changed(argument(7)),
+        "Adam.*lookup, step 1: rows that missed steps are off",
+    ),
+    (CPU, HISTORY, "flush", nothing, "Adam.*: weight: rows that missed steps are off"),
     ("bad ids", errors, "synchronize", nothing, "gather, late: something out of range went through"),
     (
         "bad ids",
@@ -185,8 +192,8 @@ TAMPERED = [
         lambda function: lambda when=None: "late",
         "gather, now: something out of range went through",
     ),
-    ("bad ids", launch, "check_offsets", nothing, "offsets, late"),
-    ("bad ids", reading, "gather", changed(argument(3)), "gather wrote"),
+    ("bad ids", sorting, "note_offsets", nothing, "offsets, late"),
+    ("bad ids", reading, "gather_rows", changed(argument(3)), "gather wrote"),
     ("bad ids", launch, "update_rows", changed(WEIGHT), "wrote"),
     ("a CUDA graph", launch, "update_rows", changed(WEIGHT, "bit", lambda queue: queue.seed > 1), "weight|lookup"),
 ]
@@ -232,7 +239,7 @@ def test_each_way_to_capture_is_checked(gpu, monkeypatch, by):
 
 def test_a_graph_that_reads_an_old_learning_rate_is_noticed(gpu, monkeypatch):
     def step(self):  # a graph asks nobody whether the step has begun
-        self.table._begun = (self.table.optimizer, self.table.step)
+        self.table._contents.where.begun = (self.table.optimizer, self.table.step)
         self._replay()
 
     monkeypatch.setattr(graph.Captured, "step", step)

@@ -17,8 +17,8 @@ from cuda.core._kernel_arg_handler import ParamHolder
 import sparsembed as se
 import sparsembed.cuda
 from benchmarks.gpu import code as gpu_code
-from sparsembed._cuda import code, driver, errors, queue
-from sparsembed._cuda import stream as streams
+from sparsembed._cuda import code, driver, errors, queues
+from sparsembed._cuda import queue as streams
 from sparsembed._cuda.array import DeviceArray
 from sparsembed.kernels.cuda import records
 
@@ -115,11 +115,11 @@ def gpu(monkeypatch):
                  "PER_THREAD_DEFAULT_STREAM": "own", "LaunchConfig": lambda grid, block: (grid, block)}  # fmt: skip
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(cuda.core, name, stand_in)
-    for module in (queue, streams, driver):
+    for module in (queues, streams, driver):
         monkeypatch.setattr(module, "driver", made)
     for name in ("_queues", "_shared"):
-        monkeypatch.setattr(queue, name, {})
-    monkeypatch.setattr(queue, "_forked", [])
+        monkeypatch.setattr(queues, name, {})
+    monkeypatch.setattr(queues, "_forked", [])
     monkeypatch.setattr(streams, "_configs", {})
     return made
 
@@ -227,7 +227,7 @@ def test_the_driver_gets_the_parameters_that_the_kernel_has(gpu, built):
     with gpu_code.device_of((9, 0)):
         ptx = code.ptx_of(kernel, code.types_of(arguments), (9, 0), 256)
     gpu.sizes = [int(bits) // 8 for bits in re.findall(r"\.param \.[a-z](\d+) ", ptx)]
-    queue.open_queue(0, STREAM).launch(kernel, 5, 64, *arguments)
+    queues.open_queue(0, STREAM).launch(kernel, 5, 64, *arguments)
     ((*where, count, raw),) = gpu.started
     assert where == ["entry_1", (5, 64), "stream 0x1000"]
     assert count == len(gpu.sizes)
@@ -242,7 +242,7 @@ def test_a_kernel_is_compiled_once_for_each_kind_of_arguments_and_device(gpu, bu
     for device in (0, 1, 0):
         for stream in (0, STREAM):
             for dtype in (np.float32, np.float64, np.float32):
-                queue.open_queue(device, stream).launch(print, 1, 32, array(dtype), 4)
+                queues.open_queue(device, stream).launch(print, 1, 32, array(dtype), 4)
     assert len(built) == 4
     kernels = [int(kernel[-1]) for kernel, *_ in gpu.started]
     assert kernels == [1, 2, 1] * 2 + [3, 4, 3] * 2 + [1, 2, 1] * 2
@@ -260,7 +260,7 @@ def test_threads_that_meet_a_kernel_at_once_compile_it_once(gpu, built, monkeypa
 
     def work():
         start.wait()
-        queue.open_queue(0, 0).launch(print, 1, 32, 4)
+        queues.open_queue(0, 0).launch(print, 1, 32, 4)
 
     every = [threading.Thread(target=work) for _ in range(4)]
     for each in every:
@@ -269,34 +269,34 @@ def test_threads_that_meet_a_kernel_at_once_compile_it_once(gpu, built, monkeypa
         each.join()
     assert (len(built), len(gpu.started)) == (1, 4)
     key, _ = code.flatten(print, (4,))  # as a thread that has waited for another one
-    assert queue.open_queue(0, 0)._load(key, print, (4,)) == "entry_1"
+    assert queues.open_queue(0, 0)._load(key, print, (4,)) == "entry_1"
     assert len(built) == 1
 
 
 def test_a_launch_that_fails_names_the_kernel(gpu, built):
     gpu.failing["launch"] = "CUDA_ERROR_INVALID_VALUE"
     with pytest.raises(RuntimeError, match=r"^print on 5 blocks of 64 threads: CUDA_ERROR_INVALID_VALUE: in words$"):
-        queue.open_queue(0, 0).launch(print, 5, 64, 1)
+        queues.open_queue(0, 0).launch(print, 5, 64, 1)
     gpu.failing["launch"] = "CUDA_ERROR_ILLEGAL_ADDRESS"
     with pytest.raises(RuntimeError, match="a kernel that was started before has failed"):
-        queue.open_queue(0, 0).launch(print, 5, 64, 1)
+        queues.open_queue(0, 0).launch(print, 5, 64, 1)
 
 
 # ------------------------------------------------------------------------------------------ devices, streams
 
 
 def test_the_device_is_the_current_one_of_the_thread(gpu):
-    first, second = queue.open_queue(0, 0), queue.open_queue(1, 0)
+    first, second = queues.open_queue(0, 0), queues.open_queue(1, 0)
     assert gpu.now.context == 101
     gpu.called.clear()
-    assert queue.open_queue(1, 0) is second
+    assert queues.open_queue(1, 0) is second
     assert "cuCtxSetCurrent" not in gpu.names()
-    assert queue.open_queue(0, 0) is first
+    assert queues.open_queue(0, 0) is first
     assert gpu.now.context == 100
     found = []
 
     def work():
-        found.append(queue.open_queue(1, 0))
+        found.append(queues.open_queue(1, 0))
         found.append(gpu.now.context)
 
     thread = threading.Thread(target=work)
@@ -307,13 +307,13 @@ def test_the_device_is_the_current_one_of_the_thread(gpu):
 
 def test_streams_that_have_numbers(gpu, built):
     """0 and 1 are the legacy default stream; 2 is another one in each thread."""
-    legacy, own, found = queue.open_queue(0, 0), queue.open_queue(0, 2), []
-    assert queue.open_queue(0, 1) is legacy
+    legacy, own, found = queues.open_queue(0, 0), queues.open_queue(0, 2), []
+    assert queues.open_queue(0, 1) is legacy
     assert (legacy.handle, own.handle) == (1, 2)
-    thread = threading.Thread(target=lambda: found.append(queue.open_queue(0, 2)))
+    thread = threading.Thread(target=lambda: found.append(queues.open_queue(0, 2)))
     thread.start()
     thread.join()
-    assert queue.open_queue(0, 2) is own
+    assert queues.open_queue(0, 2) is own
     assert found[0] not in (own, legacy)
     assert (found[0].handle, found[0].capturing) == (1, False)  # here: it waits for the other thread's stream
     found[0].launch(print, 1, 32, 4)
@@ -326,8 +326,8 @@ def test_streams_that_have_numbers(gpu, built):
 
 
 def test_each_stream_has_a_record_of_its_own(gpu, built):
-    first, second = queue.open_queue(0, 0), queue.open_queue(0, STREAM)
-    call = errors.new_call(("ids",), ((4,),), 9)
+    first, second = queues.open_queue(0, 0), queues.open_queue(0, STREAM)
+    call = errors.note(("ids",), ((4,),), 9)
     second.write(second.record, np.array([call.number << 31 | 2, errors.NONE], np.uint64))
     sparsembed.cuda.synchronize(0, first.stream)
     gpu.called.clear()
@@ -339,30 +339,30 @@ def test_each_stream_has_a_record_of_its_own(gpu, built):
     with pytest.raises(IndexError, match=r"ids\[2\] is out of range"):
         sparsembed.cuda.synchronize()
     sparsembed.cuda.synchronize()
-    other = queue.open_queue(1, 0)
+    other = queues.open_queue(1, 0)
     assert len({each.record.pointer for each in (first, second, other)}) == 3
-    assert [each.stream for each in queue.queues_of(0)] == [LEGACY, STREAM]
+    assert [each.stream for each in queues.queues_of(0)] == [LEGACY, STREAM]
 
 
 def test_the_records_of_all_streams_are_taken_at_once(gpu, built):
     """Streams that are gone are not asked."""
-    first, second = queue.open_queue(0, STREAM), queue.open_queue(0, OTHER)
-    assert len(queue.take_records(0)) == 0
+    first, second = queues.open_queue(0, STREAM), queues.open_queue(0, OTHER)
+    assert len(queues.take_records(0)) == 0
     first.write(first.record, np.array([errors.NONE, 7], np.uint64))
     second.write(second.record, np.array([3, errors.NONE], np.uint64))
     gpu.called.clear()
-    np.testing.assert_array_equal(queue.take_records(0), np.array([[errors.NONE, 7], [3, errors.NONE]], np.uint64))
+    np.testing.assert_array_equal(queues.take_records(0), np.array([[errors.NONE, 7], [3, errors.NONE]], np.uint64))
     assert gpu.names().index("cuCtxSynchronize") < gpu.names().index("cuMemcpyDtoHAsync")
     assert {call[-1] for call in gpu.called if call[0].startswith(("cuStreamS", "cuMemcpy"))} == {LEGACY}
     assert (first.download(first.record) == errors.NONE).all()
-    assert len(queue.take_records(0)) == len(queue.take_records(1)) == 0
+    assert len(queues.take_records(0)) == len(queues.take_records(1)) == 0
 
 
 @pytest.mark.parametrize("stream", [None, STREAM])
 def test_an_error_that_is_noted_while_others_are_taken_is_not_lost(gpu, built, stream):
     """By a kernel of another thread, which has a number already, between reading the records and clearing them."""
-    mine = queue.open_queue(0, STREAM)
-    late, early = (errors.new_call(("ids",), ((4,),), 9) for _ in range(2))
+    mine = queues.open_queue(0, STREAM)
+    late, early = (errors.note(("ids",), ((4,),), 9) for _ in range(2))
     noted, copy, said = numbers_at(mine.record.pointer, 2), gpu.answers["cuMemcpyDtoHAsync"], []
     noted[0] = early.number << 31 | 2
 
@@ -383,8 +383,8 @@ def test_an_error_that_is_noted_while_others_are_taken_is_not_lost(gpu, built, s
 
 def test_a_call_that_raises_clears_what_it_has_noted_alone(gpu, built):
     """Also if another thread's call on this stream notes something between reading and clearing."""
-    mine = queue.open_queue(0, STREAM)
-    early, late = (errors.new_call(("ids",), ((4,),), 9) for _ in range(2))
+    mine = queues.open_queue(0, STREAM)
+    early, late = (errors.note(("ids",), ((4,),), 9) for _ in range(2))
     status, ids = mine.upload(np.array([2], np.uint64)), mine.upload(np.arange(4))
     noted, copy = numbers_at(mine.record.pointer, 2), gpu.answers["cuMemcpyDtoHAsync"]
     noted[0] = early.number << 31 | 2
@@ -404,16 +404,16 @@ def test_a_call_that_raises_clears_what_it_has_noted_alone(gpu, built):
 
 
 def test_a_queue_that_is_opened_while_a_graph_is_captured_needs_no_memory(gpu):
-    queue.open_queue(0, 0)
+    queues.open_queue(0, 0)
     assert ("cuStreamSynchronize", LEGACY) in gpu.called  # the records are for all streams
     gpu.called.clear()
     gpu.capturing.add(STREAM)
-    assert queue.open_queue(0, STREAM).record.size == 2
+    assert queues.open_queue(0, STREAM).record.size == 2
     assert not {"allocate", "cuStreamSynchronize"} & set(gpu.names())
 
 
 def test_what_one_stream_has_made_is_used_on_another(gpu):
-    first, second = queue.open_queue(0, STREAM), queue.open_queue(0, OTHER)
+    first, second = queues.open_queue(0, STREAM), queues.open_queue(0, OTHER)
     made = first.empty((3,), np.int32)
     mark = first.mark()
     gpu.called.clear()
@@ -434,14 +434,14 @@ def test_what_one_stream_has_made_is_used_on_another(gpu):
     first.after(mark, made)
     assert set(gpu.names()) == {"cuStreamIsCapturing"}
     gpu.capturing.clear()
-    assert queue.open_queue(1, 0).mark(mark) is not mark  # an event is of one device
+    assert queues.open_queue(1, 0).mark(mark) is not mark  # an event is of one device
 
 
 def test_what_others_would_give_back_is_kept_until_the_stream_is_done(gpu):
     class Lent:
         pass
 
-    stream, first, second = queue.open_queue(0, STREAM), Lent(), Lent()
+    stream, first, second = queues.open_queue(0, STREAM), Lent(), Lent()
     seen = [weakref.ref(first), weakref.ref(second)]
     gpu.failing["cuEventQuery"] = CODES["not ready"]
     stream.hold(first)
@@ -459,7 +459,7 @@ def test_what_others_would_give_back_is_kept_until_the_stream_is_done(gpu):
 
 
 def test_time_is_the_devices(gpu):
-    stream = queue.open_queue(0, STREAM)
+    stream = queues.open_queue(0, STREAM)
     gpu.called.clear()
     assert stream.elapsed(stream.wait) == 2.5e-3
     assert [name for name in gpu.names() if name != "cuEventCreate"][:4] == [
@@ -470,7 +470,7 @@ def test_time_is_the_devices(gpu):
 
 
 def test_memory_goes_there_and_back(gpu):
-    stream = queue.open_queue(0, STREAM)
+    stream = queues.open_queue(0, STREAM)
     values = np.arange(12, dtype=np.int64).reshape(3, 4)
     there = stream.upload(values[:, ::2])
     np.testing.assert_array_equal(stream.download(there), values[:, ::2])
@@ -487,7 +487,7 @@ def test_memory_goes_there_and_back(gpu):
 
 
 def test_empty_arrays_need_no_memory(gpu):
-    stream = queue.open_queue(0, 0)
+    stream = queues.open_queue(0, 0)
     gpu.called.clear()
     for made in (stream.empty((0, 3), np.int32), stream.filled((0,), np.int32, 0), stream.upload(np.zeros((2, 0)))):
         assert (made.pointer, made.owner) == (0, None)
@@ -497,7 +497,7 @@ def test_empty_arrays_need_no_memory(gpu):
 
 
 def test_a_graph_does_not_copy_from_the_host(gpu):
-    stream = queue.open_queue(0, STREAM)
+    stream = queues.open_queue(0, STREAM)
     there = stream.upload(np.zeros(3))
     gpu.capturing.add(STREAM)
     with pytest.raises(RuntimeError, match="which a CUDA graph cannot repeat"):
@@ -513,7 +513,7 @@ def test_a_graph_that_is_captured_lends_its_own_memory(gpu, monkeypatch):
 
     lend = types.SimpleNamespace(allocate=lambda size, stream: Memory(size, f"graph {stream}"))
     monkeypatch.setattr(cuda.core, "GraphMemoryResource", lambda device: lend)
-    stream = queue.open_queue(0, STREAM)
+    stream = queues.open_queue(0, STREAM)
     stream._memory = types.SimpleNamespace(allocate=refuses)
     with pytest.raises(RuntimeError, match="12 bytes on GPU 0: cannot perform"):
         stream.empty((3,), np.int32)
@@ -522,7 +522,7 @@ def test_a_graph_that_is_captured_lends_its_own_memory(gpu, monkeypatch):
 
 
 def test_too_little_memory_says_what_to_do(gpu):
-    stream = queue.open_queue(0, 0)
+    stream = queues.open_queue(0, 0)
 
     def lend(size, stream):
         raise Exception("CUDA_ERROR_OUT_OF_MEMORY: in words")  # as cuda.core's CUDAError, which is no RuntimeError
@@ -536,14 +536,14 @@ def test_too_little_memory_says_what_to_do(gpu):
 
 
 def test_the_device_of_an_address(gpu):
-    assert queue.device_of(0x7000) == 3
+    assert queues.device_of(0x7000) == 3
     gpu.now.context = 102
-    assert queue.device_of(0) == 2  # of an empty array
+    assert queues.device_of(0) == 2  # of an empty array
     gpu.failing["cuCtxGetDevice"] = CODES["no context"]
-    assert queue.device_of(0) == 0
+    assert queues.device_of(0) == 0
     gpu.failing["cuPointerGetAttribute"] = CODES["invalid"]
     with pytest.raises(ValueError, match="0x7000 is given as an address of a GPU's memory, but no GPU knows it"):
-        queue.device_of(0x7000)
+        queues.device_of(0x7000)
 
 
 def test_without_a_driver_every_way_in_says_so(monkeypatch):
@@ -554,7 +554,7 @@ def test_without_a_driver_every_way_in_says_so(monkeypatch):
     def missing(*_):
         raise type("DynamicLibNotFoundError", (RuntimeError,), {})("libcuda.so.1")
 
-    for module in (queue, streams, driver):
+    for module in (queues, streams, driver):
         monkeypatch.setattr(module.driver, "cuPointerGetAttribute", missing, raising=False)
     monkeypatch.setattr(cuda.core, "Device", missing)
     for call in (
@@ -568,9 +568,9 @@ def test_without_a_driver_every_way_in_says_so(monkeypatch):
 
 
 def test_a_forked_child_is_told():
-    queue._after_fork()
-    queue.open_queue(0, 0)  # no GPU had been used before: the child may
-    queue._after_fork()
-    for call in (lambda: queue.open_queue(0, 0), lambda: queue.device_of(0x7000)):
+    queues._after_fork()
+    queues.open_queue(0, 0)  # no GPU had been used before: the child may
+    queues._after_fork()
+    for call in (lambda: queues.open_queue(0, 0), lambda: queues.device_of(0x7000)):
         with pytest.raises(RuntimeError, match=r"before os\.fork"):
             call()

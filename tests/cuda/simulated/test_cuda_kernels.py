@@ -11,10 +11,15 @@ from simulator import Queue
 from strategies import ALL_RULES, numbers, pick_ids
 
 import sparsembed as se
-from sparsembed import _launch, _norms
-from sparsembed import _validate as check
-from sparsembed._cuda import launch, reading
-from sparsembed._cuda.late import LateRows
+from sparsembed import _check as check
+from sparsembed._cpu import catch_up as host_catch_up
+from sparsembed._cpu import norms as host_norms
+from sparsembed._cpu import reading as host_reading
+from sparsembed._cpu.inputs import table_of
+from sparsembed._cuda import blocks, gradients, launch, norms, reading, sorting
+from sparsembed._cuda.catch_up import DeviceHistory
+from sparsembed._options import limit
+from sparsembed.kernels.cpu import pool as host_pool
 from sparsembed.kernels.cuda import catch_up, gather, norm, pool, records, segment, sort, update
 from sparsembed.kernels.cuda._sharing import NONE
 
@@ -24,7 +29,7 @@ STARTED = set()
 
 @pytest.fixture(params=SEEDS)
 def queue(request, monkeypatch):
-    monkeypatch.setattr(launch, "THREADS", 64)  # two warps a block, where more would idle
+    monkeypatch.setattr(blocks, "THREADS", 64)  # two warps a block, where more would idle
     queue = Queue(request.param)
     yield queue
     STARTED.update(queue.started)
@@ -47,7 +52,7 @@ def same(actual, expected):
 )
 def test_plans_equal_the_cpus(queue, n, num_rows, dtype):
     ids = np.random.default_rng(n).integers(0, num_rows, n).astype(dtype)
-    batch, want = launch.plan(queue, queue.upload(ids), num_rows), se.plan(ids, num_rows)
+    batch, want = sorting.plan(queue, queue.upload(ids), num_rows), se.plan(ids, num_rows)
     k, hot, chunks = queue.download(batch.found)
     same(queue.download(batch.order), want.order)
     same(queue.download(batch.rows)[:k], want.rows)
@@ -63,8 +68,8 @@ def test_plans_equal_the_cpus(queue, n, num_rows, dtype):
 
 def test_a_plan_of_one_gradient_each(queue):
     ids = np.array([7] * 40 + [3, 1, 3])
-    batch = launch.plan(queue, queue.upload(ids), 9)
-    each = launch.one_each(queue, batch)
+    batch = sorting.plan(queue, queue.upload(ids), 9)
+    each = sorting.one_each(queue, batch)
     assert queue.download(each.found).tolist() == [3, 0, 0]
     same(queue.download(each.order), np.arange(44, dtype=np.int32))
     same(queue.download(each.offsets), np.arange(44, dtype=np.int32))
@@ -74,14 +79,14 @@ def test_a_plan_of_one_gradient_each(queue):
 def test_a_table_of_more_rows_than_int32_counts(queue):
     ids = np.random.default_rng(0).integers(0, 2**33, 40)
     ids[20:] = ids[:20]
-    batch, want = launch.plan(queue, queue.upload(ids), 2**33), se.plan(ids, 2**33)
+    batch, want = sorting.plan(queue, queue.upload(ids), 2**33), se.plan(ids, 2**33)
     same(queue.download(batch.order), want.order)
     same(queue.download(batch.rows)[:20], want.rows)
 
 
 def test_bags_are_labels_of_the_order(queue):
     ids, offsets = np.array([3, 1, 3, 1, 2]), np.array([0, 0, 2, 3, 3, 5])
-    batch = launch.plan(queue, queue.upload(ids), 4, queue.upload(offsets))
+    batch = sorting.plan(queue, queue.upload(ids), 4, queue.upload(offsets))
     same(queue.download(batch.order), np.array([1, 4, 4, 1, 2], np.int32))
 
 
@@ -105,13 +110,13 @@ def test_tiles_that_take_a_block_several_passes(queue, threads):
 def test_the_first_id_out_of_range_is_found_and_stays_on_record(queue, dtype):
     ids = np.zeros(900, dtype)
     ids[[37, 411]] = -1, 10
-    status = launch.new_status(queue)
-    launch.check_ids(queue, queue.upload(ids), 10, status, 7)
-    launch.check_ids(queue, queue.upload(ids[300:]), 10, launch.new_status(queue), 8)
+    status = sorting.new_status(queue)
+    sorting.note_ids(queue, queue.upload(ids), 10, status, 7)
+    sorting.note_ids(queue, queue.upload(ids[300:]), 10, sorting.new_status(queue), 8)
     assert queue.download(status)[0] == 37
     assert queue.download(queue.record)[0] == 7 * 2**31 + 37
-    good = launch.new_status(queue)
-    launch.check_ids(queue, queue.upload(ids[:37]), 10, good, 9)
+    good = sorting.new_status(queue)
+    sorting.note_ids(queue, queue.upload(ids[:37]), 10, good, 9)
     assert queue.download(good)[0] == 2**64 - 1
 
 
@@ -119,8 +124,8 @@ def test_the_first_id_out_of_range_is_found_and_stays_on_record(queue, dtype):
     ("offsets", "first"), [([0, 2, 5], None), ([1, 2, 5], 0), ([0, 3, 2, 5], 2), ([0, 2, 4], 2), ([0, 6], 1)]
 )
 def test_offsets_are_checked(queue, offsets, first):
-    status = launch.new_status(queue)
-    launch.check_offsets(queue, queue.upload(np.array(offsets)), 5, status, 3)
+    status = sorting.new_status(queue)
+    sorting.note_offsets(queue, queue.upload(np.array(offsets)), 5, status, 3)
     assert queue.download(status)[0] == (2**64 - 1 if first is None else sort.OF_OFFSETS + first)
     assert queue.download(queue.record)[1] == (2**64 - 1 if first is None else 3 * 2**31 + first)
 
@@ -156,7 +161,7 @@ def test_gather(queue, dim, dtype):
     rng = np.random.default_rng(dim)
     weight, ids = numbers(rng, (9, dim), dtype), rng.integers(0, 9, 301).astype(np.int32)
     out = queue.empty((301, dim), np.result_type(dtype, np.float32))
-    reading.gather(queue, queue.upload(weight), queue.upload(ids), out, launch.new_status(queue))
+    reading.gather_rows(queue, queue.upload(weight), queue.upload(ids), out, sorting.new_status(queue))
     same(queue.download(out), se.gather(weight, ids))
 
 
@@ -165,7 +170,7 @@ def test_gather_rows_that_lie_apart(queue):
     table = queue.upload(weight)
     table.shape, ids = (5, 8), np.array([4, 0, 3])  # its rows stay 12 numbers apart
     out = queue.empty((3, 8), np.float32)
-    reading.gather(queue, table, queue.upload(ids), out, launch.new_status(queue))
+    reading.gather_rows(queue, table, queue.upload(ids), out, sorting.new_status(queue))
     same(queue.download(out), weight[ids, :8])
 
 
@@ -177,7 +182,7 @@ def bad(queue):
 def test_nothing_is_read_or_written_for_a_bad_batch(queue):
     ids = queue.upload(np.array([10**9]))
     out = queue.empty((1, 4), np.float32)
-    reading.gather(queue, queue.upload(np.ones((2, 4), np.float32)), ids, out, bad(queue))
+    reading.gather_rows(queue, queue.upload(np.ones((2, 4), np.float32)), ids, out, bad(queue))
     same(queue.download(out), queue.download(queue.empty((1, 4), np.float32)))
 
 
@@ -190,7 +195,7 @@ def drawn_bags(rng, weighted, dtype):
 
 def on_device(queue, bags, dtype):
     weights = None if bags.per_sample_weights is None else queue.upload(bags.per_sample_weights.astype(dtype))
-    return reading.Bags(queue.upload(bags.ids), queue.upload(bags.offsets), weights)
+    return reading.Place(queue.upload(bags.ids), queue.upload(bags.offsets), weights)
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn"])
@@ -204,7 +209,7 @@ def test_pool_equals_the_cpu_bit_for_bit(queue, mode, dim, dtype, weighted, padd
     weight, bags = numbers(rng, (7, dim), dtype), drawn_bags(rng, weighted, kind)
     out = queue.empty((6, dim), kind)
     table, number = queue.upload(weight), check.MODES[mode]
-    reading.pool(queue, table, on_device(queue, bags, kind), number, padding, out, launch.new_status(queue))
+    reading.pool_rows(queue, table, on_device(queue, bags, kind), number, padding, out, sorting.new_status(queue))
     same(queue.download(out), se.pool(weight, bags, mode, padding_idx=None if padding < 0 else padding))
 
 
@@ -215,9 +220,9 @@ def test_pool_max_equals_the_cpu_with_ties_and_nans(queue, dim, dtype):
     weight[3, ::2], weight[1, 1] = np.nan, np.inf
     bags, kind = drawn_bags(rng, False, dtype), np.result_type(dtype, np.float32)
     want = np.empty((6, dim), kind)
-    winners = _launch.pool_max(weight, bags, 2, want)
+    winners = host_reading.pool(None, table_of(weight), bags._place, check.MODES["max"], 2, want)
     out, table = queue.empty((6, dim), kind), queue.upload(weight)
-    found = reading.pool_max(queue, table, on_device(queue, bags, kind), 2, out, launch.new_status(queue))
+    found = reading.pool_max(queue, table, on_device(queue, bags, kind), 2, out, sorting.new_status(queue))
     same(queue.download(out), want)
     same(queue.download(found), winners)
 
@@ -225,7 +230,7 @@ def test_pool_max_equals_the_cpu_with_ties_and_nans(queue, dim, dtype):
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_offsets_are_shifted(queue, dtype):
     offsets, out = np.array([0, 2, 2, 7], dtype), queue.empty((4,), np.int64)
-    reading.shift(queue, queue.upload(offsets), 2**33, out, launch.new_status(queue))
+    reading.shift(queue, queue.upload(offsets), 2**33, out, sorting.new_status(queue))
     same(queue.download(out), offsets.astype(np.int64) + 2**33)
 
 
@@ -241,15 +246,15 @@ def test_factors_of_occurrences_and_bags(queue, mode, weighted):
     rng, number = np.random.default_rng(3), check.MODES[mode]
     bags = drawn_bags(rng, weighted, np.float32)
     bag_of, coefs = np.empty(len(bags.ids), np.int32), np.empty(len(bags.ids), np.float32)
-    _launch.expand(bags, bags.per_sample_weights, number, 2, bag_of, coefs)
-    there, status = on_device(queue, bags, np.float32), launch.new_status(queue)
+    host_pool.expand_bags(bags.ids, bags.offsets, bags.per_sample_weights, number, 2, bag_of, coefs)
+    there, status = on_device(queue, bags, np.float32), sorting.new_status(queue)
     found, factors = reading.expand(queue, there, number, 2, np.float32, False, status)
     same(queue.download(found), bag_of)
     np.testing.assert_allclose(queue.download(factors), coefs, rtol=2.0**-22)
     assert reading.expand(queue, there, number, 2, np.float32, True, status)[1] is None
     if not weighted:
         shares = np.empty(6, np.float32)
-        _launch.share(bags, number, 2, shares)
+        host_pool.share_bags(bags.ids, bags.offsets, number, 2, shares)
         got = queue.download(reading.share(queue, there, number, 2, np.float32, status))
         np.testing.assert_allclose(got, shares, rtol=2.0**-22)
 
@@ -261,7 +266,7 @@ def test_gradient_of_weights(queue, mode, dim, dtype, weighted):
     weight, bags, grad = numbers(rng, (7, dim), dtype), drawn_bags(rng, weighted, dtype), numbers(rng, (6, dim), dtype)
     out, there = queue.empty((len(bags.ids),), dtype), on_device(queue, bags, dtype)
     arguments = (queue.upload(weight), there, queue.upload(grad), check.MODES[mode], 2, out)
-    reading.weights_gradient(queue, *arguments, launch.new_status(queue))
+    reading.sample_gradient(queue, *arguments, sorting.new_status(queue))
     want = se.per_sample_weights_gradient(weight, bags, grad, mode, padding_idx=2)
     exact = se.reference.per_sample_weights_gradient(weight, bags, grad, mode, padding_idx=2)
     eps = np.finfo(dtype).eps
@@ -289,8 +294,8 @@ def test_segment_sum(queue, dim, dtype, pattern):
     grad = numbers(np.random.default_rng(1), (len(ids), dim), dtype)
     grad[0] = -0.0
     batch, want = planned(queue, ids, 75), se.coalesce(ids, grad, 75)
-    status = launch.new_status(queue)
-    sums = queue.download(launch.segment_sum(queue, batch, launch.Gradients(queue.upload(grad)), status))
+    status = sorting.new_status(queue)
+    sums = queue.download(launch.sum_segments(queue, batch, gradients.Gradients(queue.upload(grad)), status))
     k = len(want.rows)
     short = np.diff(se.plan(ids, 75).segment_offsets) < segment.SHORT
     same(sums[:k][short], want.values[short])
@@ -307,7 +312,7 @@ def test_sums_do_not_depend_on_the_grid(n):
     for most in (1, 7):
         queue = Queue(most, most_blocks=most)
         batch = planned(queue, ids, 9)
-        sums = launch.segment_sum(queue, batch, launch.Gradients(queue.upload(grad)), launch.new_status(queue))
+        sums = launch.sum_segments(queue, batch, gradients.Gradients(queue.upload(grad)), sorting.new_status(queue))
         found.append(queue.download(sums)[:4])
     same(*found)
 
@@ -315,11 +320,11 @@ def test_sums_do_not_depend_on_the_grid(n):
 def test_sums_of_pooled_gradients(queue):
     rng = np.random.default_rng(2)
     bags, grad = drawn_bags(rng, True, np.float32), numbers(rng, (6, 8), np.float32)
-    there, status = on_device(queue, bags, np.float32), launch.new_status(queue)
+    there, status = on_device(queue, bags, np.float32), sorting.new_status(queue)
     bag_of, coefs = reading.expand(queue, there, 1, -1, np.float32, False, status)
     batch = planned(queue, bags.ids, 7)
-    grads = launch.Gradients(queue.upload(grad), bag_of, coefs, None, True)
-    sums = queue.download(launch.segment_sum(queue, batch, grads, status))
+    grads = gradients.Gradients(queue.upload(grad), bag_of, coefs, None, True)
+    sums = queue.download(launch.sum_segments(queue, batch, grads, status))
     want = se.pool_gradient(bags, grad, 7, "mean", scale_grad_by_freq=True)
     np.testing.assert_allclose(sums[: len(want.rows)], want.values, rtol=1e-5, atol=1e-6)
 
@@ -328,11 +333,11 @@ def test_sums_of_maxima(queue):
     rng = np.random.default_rng(2)
     bags, grad = drawn_bags(rng, False, np.float32), numbers(rng, (6, 8), np.float32)
     weight = numbers(rng, (7, 8), np.float32, grid=True)
-    there, status = on_device(queue, bags, np.float32), launch.new_status(queue)
+    there, status = on_device(queue, bags, np.float32), sorting.new_status(queue)
     winners = reading.pool_max(queue, queue.upload(weight), there, -1, queue.empty((6, 8), np.float32), status)
     bag_of, _ = reading.expand(queue, there, 3, -1, np.float32, True, status)
-    grads = launch.Gradients(queue.upload(grad), bag_of, None, winners)
-    sums = queue.download(launch.segment_sum(queue, planned(queue, bags.ids, 7), grads, status))
+    grads = gradients.Gradients(queue.upload(grad), bag_of, None, winners)
+    sums = queue.download(launch.sum_segments(queue, planned(queue, bags.ids, 7), grads, status))
     want = se.pool_gradient(bags, grad, 7, "max", weight=weight)
     same(sums[: len(want.rows)], want.values)
 
@@ -345,7 +350,7 @@ def planned(queue, ids, num_rows):
     chunks = queue.empty((2 * n // segment.CHUNK + 2, 2), index)
     rows, order, offsets = map(queue.upload, (plan.rows, plan.order, plan.segment_offsets))
     queue.launch(sort.find_hot, 1, 32, offsets, found, *hot, chunks)
-    return launch.Plan(rows, order, offsets, found, *hot, chunks, n)
+    return sorting.Batch(rows, order, offsets, found, *hot, chunks, n)
 
 
 class Twin:
@@ -354,35 +359,36 @@ class Twin:
     def __init__(self, queue, rule, num_rows, dim, dtype):
         self.queue, self.rule = queue, rule
         self.cpu = se.EmbeddingTable(num_rows, dim, rule, dtype=dtype, rng=1)
-        self.late = LateRows()
+        self.late = DeviceHistory()
         upload = queue.upload
-        arrays = (self.cpu._weight, self.cpu._state, self.cpu._row_state)
-        self.table, self.last = launch.Table(*map(upload, arrays)), upload(self.cpu._last)
+        its = self.cpu._contents
+        arrays = (its.table.array, its.state, its.row_state)
+        self.table, self.last = launch.Trained(*map(upload, arrays)), upload(self.cpu._contents.last)
 
     def hyper(self, values):
-        return self.queue.upload(np.array(values, self.cpu._weight.dtype)), values
+        return self.queue.upload(np.array(values, self.cpu._contents.table.dtype)), values
 
     def update(self, ids, grad, skip=-1, status=None):
         """One step of both."""
-        queue, rule, dtype = self.queue, self.rule, self.cpu._weight.dtype
-        status = status or launch.new_status(queue)
+        queue, rule, dtype = self.queue, self.rule, self.cpu._contents.table.dtype
+        status = status or sorting.new_status(queue)
         exact = rule.hyper(self.cpu.step + 1)
         hyper, like = self.hyper(rule.cast(exact, self.cpu.step + 1, dtype))
-        batch, lag = planned(queue, ids, self.cpu.num_rows), None
-        if self.cpu._history is not None:
-            lag = self.cpu._before_step(exact)
-            self.late.sync(queue, self.cpu._history)
+        batch, gaps = planned(queue, ids, self.cpu.num_rows), None
+        if self.cpu._contents.history is not None:
+            self.cpu._contents._before_step(self.cpu.step + 1, exact)
+            self.late.sync(queue, self.cpu._contents.history)
             where = (rule, self.last, batch.n, hyper, like, status)
-            lag = self.late.find(queue, *where, rows=batch.rows, found=batch.found)
-        grads = launch.Gradients(queue.upload(grad))
-        launch.update_rows(queue, self.table, batch, grads, skip, hyper, like, status, lag)
+            gaps = self.late.find(queue, *where, rows=batch.rows, found=batch.found)
+        grads = gradients.Gradients(queue.upload(grad))
+        launch.update_rows(queue, self.table, batch, grads, skip, hyper, like, status, gaps)
         self.cpu.update(ids, grad)
 
     def arrays(self):
         return [self.queue.download(each) for each in self.table], [
-            self.cpu._weight,
-            self.cpu._state,
-            self.cpu._row_state,
+            self.cpu._contents.table.array,
+            self.cpu._contents.state,
+            self.cpu._contents.row_state,
         ]
 
 
@@ -442,9 +448,9 @@ def test_rows_that_missed_steps_are_read_and_flushed(queue, rule):
     for turn in range(4):
         ids = rng.integers(0, 12, 4 + turn)
         twin.update(ids, numbers(rng, (len(ids), 8), np.float32))
-    ids, status = np.arange(12), launch.new_status(queue)
-    missed = twin.cpu._missed()
-    twin.late.sync(queue, twin.cpu._history)
+    ids, status = np.arange(12), sorting.new_status(queue)
+    missed = host_catch_up.missed(twin.cpu._contents)
+    twin.late.sync(queue, twin.cpu._contents.history)
     hyper, like = twin.hyper(missed.hyper)
     weight, state, _ = twin.table
     out = queue.empty((12, 8), np.float32)
@@ -463,13 +469,13 @@ def test_rows_are_clipped(queue, p, dim):
     rng = np.random.default_rng(dim)
     array = (numbers(rng, (9, dim), np.float32) * 3).astype(np.float32)
     array[4], array[5, 0], array[6] = 0, np.nan, 1e-30
-    want, limit = array.copy(), _norms.limit(1.0, p, 1e-7, array)
-    _norms.clip_rows(want, limit)
+    want, most = array.copy(), limit(1.0, p, 1e-7, array.dtype)
+    host_norms.clip_rows(want, most)
     there, some = queue.upload(array), queue.upload(array)
-    launch.clip_rows(queue, there, limit, launch.new_status(queue))
+    norms.clip_rows(queue, there, most, sorting.new_status(queue))
     np.testing.assert_allclose(queue.download(there), want, rtol=2.0**-22)
     batch = planned(queue, np.array([1, 7, 1, 0]), 9)
-    launch.clip_rows(queue, some, limit, launch.new_status(queue), batch, skip=7)
+    norms.clip_rows(queue, some, most, sorting.new_status(queue), batch, skip=7)
     np.testing.assert_allclose(queue.download(some)[[0, 1]], want[[0, 1]], rtol=2.0**-22)
     same(queue.download(some)[2:], array[2:])
 

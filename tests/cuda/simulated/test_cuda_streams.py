@@ -4,11 +4,13 @@ import types
 
 import numpy as np
 import pytest
+import simulator
 from simulated_gpus import Held
 from strategies import numbers
 
 import sparsembed as se
-from sparsembed._cuda import inputs, views
+from sparsembed import _frameworks
+from sparsembed._cuda import views
 from sparsembed._cuda.array import DeviceArray
 
 RNG = np.random.default_rng(0)
@@ -96,7 +98,7 @@ def test_values_are_read_for_the_stream_that_is_current(gpus, monkeypatch):
     """Again for each: what was read on one has not been waited for on another."""
     gradient = se.coalesce(Held(IDS), Held(GRAD), 9)
     for stream in (5, 6):
-        monkeypatch.setattr(inputs, "current_stream", lambda kind, device, stream=stream: stream)
+        monkeypatch.setattr(_frameworks.Framework, "stream", lambda its, device, stream=stream: stream)
         assert gradient.values.stream == gradient.rows.stream == stream
         assert gradient.values is gradient.values
 
@@ -141,14 +143,61 @@ def test_arrays_of_which_only_dlpack_knows_are_read_on_the_default_stream_and_he
 def test_copies_that_bags_have_made_on_another_stream_are_held(gpus, monkeypatch):
     """Torch and CuPy make them, and give them back in the order of the stream that was current then."""
     streams, current = Streams(gpus), [5]
-    monkeypatch.setattr(inputs, "row_major", lambda value: value)
-    monkeypatch.setattr(views, "kind_of", lambda value: "numba" if isinstance(value, Held) else "ours")
-    monkeypatch.setattr(views, "current_stream", lambda kind, device: current[0] if kind == "numba" else None)
+    monkeypatch.setitem(_frameworks._known, Held, _frameworks.NUMBA)
+    monkeypatch.setattr(type(_frameworks.NUMBA), "stream", lambda its, device: current[0])
     made = se.Bags(Held(IDS.reshape(-1)), Held(ENDS))
-    monkeypatch.setattr(views, "make", None)
     for stream in (5, 6):
         current[0] = stream
         se.pool(Held(WEIGHT), made, out=Held(POOLED))
     assert gpus.queues[0, 5].held == []
-    assert gpus.queues[0, 6].held == [made.where]
+    assert gpus.queues[0, 6].held == [made._place]
     assert streams.made == {}
+
+
+@pytest.mark.parametrize("read", ["lookup", "pool", "update_pooled, max"])
+def test_a_history_is_written_at_home_before_another_stream_waits_for_home(gpus, monkeypatch, read):
+    """Else kernels there could read it while it is being written."""
+    streams, log = Streams(gpus), []
+    t = table(se.Adam(0.1))
+    t.update(Held(IDS), Held(GRAD))  # a step that other rows miss
+    ids, ends, grad = streams.on(7, IDS), streams.on(7, ENDS), streams.on(7, POOLED)
+    for name in ("write", "after"):
+        real = getattr(simulator.Queue, name)
+
+        def logged(self, what, *more, name=name, real=real):
+            log.append((self.stream, what if name == "after" else name))
+            return real(self, what, *more)
+
+        monkeypatch.setattr(simulator.Queue, name, logged)
+    made = lambda: se.Bags(streams.on(7, IDS.reshape(-1)), ends)  # noqa: E731
+    calls = {
+        "lookup": lambda: t.lookup(ids),
+        "pool": lambda: t.pool(made()),
+        "update_pooled, max": lambda: t.update_pooled(made(), grad, "max"),
+    }
+    calls[read]()
+    written = [k for k, (stream, what) in enumerate(log) if (stream, what) == (1, "write")]
+    first = log.index((7, gpus.queues[0, 1]))
+    assert written
+    assert written[0] < first
+    assert written[1] < first
+
+
+def test_a_weight_that_is_read_waits_for_the_updates_before(gpus):
+    """Also where no row has missed a step: the caller reads it on a stream of its own."""
+    streams = Streams(gpus)
+    t = se.EmbeddingTable.from_array(streams.on(9, WEIGHT), se.SGD(0.1))
+    t.update(streams.on(7, IDS), streams.on(7, GRAD))
+    nine, home = gpus.queues[0, 9], gpus.queues[0, 1]
+    for read in (lambda: t.weight, lambda: t.state, t.flush):
+        nine.waited.clear()
+        read()
+        assert nine.waited == [home]
+
+
+def test_a_plan_is_waited_for_where_its_ids_are_read(gpus):
+    """They may be a copy, made on the stream where it was planned."""
+    streams = Streams(gpus)
+    plan = se.plan(streams.on(7, IDS), 9)
+    se.gather(streams.on(5, WEIGHT), plan)
+    assert gpus.queues[0, 7] in gpus.queues[0, 5].waited

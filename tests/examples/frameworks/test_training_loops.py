@@ -13,7 +13,8 @@ import pytest
 from patience import HANGS
 
 import sparsembed as se
-from sparsembed import _arrays, _memory
+from sparsembed import _frameworks
+from sparsembed._cpu import memory, views
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "training-loops.md"
@@ -165,13 +166,13 @@ def test_jax_adopts_rows_without_a_copy(count, dim, rng, monkeypatch):
     rows = table.lookup(ids)
     for array in (rows, table.weight):
         assert jax.dlpack.from_dlpack(array).unsafe_buffer_pointer() == array.ctypes.data
-    made, empty = [], _memory.empty
+    made, empty = [], memory.empty
 
     def note(*args):
         made.append(empty(*args))
         return made[-1]
 
-    monkeypatch.setattr(_memory, "empty", note)
+    monkeypatch.setattr(memory, "empty", note)
     found = table.lookup(jax.numpy.asarray(ids))
     assert isinstance(found, jax.Array)
     assert found.unsafe_buffer_pointer() in [array.ctypes.data for array in made]
@@ -181,9 +182,9 @@ def test_jax_adopts_rows_without_a_copy(count, dim, rng, monkeypatch):
 def test_arrays_of_jax_are_read_where_they_lie(rng):
     jax = pytest.importorskip("jax")
     grad = jax.numpy.asarray(rng.standard_normal((6, 5)), jax.numpy.float32)
-    view = _arrays.as_array(grad, "grad_out")
+    view = _frameworks.as_array(grad, "grad_out")
     assert view.ctypes.data == grad.unsafe_buffer_pointer()
-    assert _arrays.read_only(view).ctypes.data == grad.unsafe_buffer_pointer()
+    assert views.read_only(view).ctypes.data == grad.unsafe_buffer_pointer()
     table = se.EmbeddingTable.from_array(grad)  # to be read only
     assert table.weight.ctypes.data == grad.unsafe_buffer_pointer()
 

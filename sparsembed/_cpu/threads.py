@@ -1,17 +1,14 @@
 """Run kernels on several threads, without Numba's threading layer.
 
-A kernel is called by every thread with the same arguments and claims blocks of work from a
-shared counter until none is left.  Numba's own layers abort the process when two Python
-threads call at once (workqueue) or end a forked child (omp); these threads do neither, start
-in about 30 us and balance themselves when one core is busy elsewhere.  Blocks never depend
-on the number of threads, so neither do results.
+Every thread calls the kernel with the same arguments.  The kernel claims blocks of work from a shared counter
+until none is left, so the load is balanced also when a core is busy with other work.  Threads start within about
+30 us.  Numba's threading layers abort the process when two Python threads call at once (workqueue) or end a forked
+child (omp).  Blocks do not depend on the number of threads, so results do not either.
 """
 
 import contextlib
 import ctypes
-import functools
 import os
-import signal
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,8 +19,7 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel
 
-# Slots of the claims array: counters, one cache line apart; and what is written once.
-NEXT, DONE, MEMBERS, BEGUN, WRONG, SLOTS = 0, 8, 16, 24, 25, 32
+from ..kernels.cpu._sharing import SLOTS, WRONG
 
 
 def _unknown_core() -> int:
@@ -31,7 +27,7 @@ def _unknown_core() -> int:
 
 
 _core: Callable[[], int] = _unknown_core
-if hasattr(os, "sched_setaffinity"):  # PyDLL: a call that let go of the interpreter would lose it to a worker
+if hasattr(os, "sched_setaffinity"):  # PyDLL keeps the GIL: a worker would take it if the call released it
     _core = getattr(ctypes.PyDLL(None), "sched_getcpu", _unknown_core)
 
 
@@ -45,14 +41,14 @@ class Job(NamedTuple):
 
 
 class _Batch:
-    """Jobs of one caller, which any thread that is free helps with, in order; keeps their arguments alive.
+    """Jobs of one caller, in order; free threads help with them.  Keeps the arguments alive.
 
     Parameters
     ----------
     calls : list of (kernel, arguments)
-        Of the jobs that threads can share.
+        The jobs that threads can share.
     kept
-        Whatever must live as long.
+        Objects to keep alive as long as the batch.
     """
 
     def __init__(self, calls: list[tuple[Callable[..., None], tuple[Any, ...]]], kept: Any) -> None:
@@ -66,7 +62,7 @@ class _Batch:
                 kernel(*arguments)
 
     def withdraw(self) -> None:
-        """End the help: where nobody was free, nothing keeps the arguments alive."""
+        """Tell helpers to leave, and drop the batch from the queue, which would keep the arguments alive."""
         self.over = True
         while self in _jobs:
             with contextlib.suppress(ValueError):
@@ -78,15 +74,15 @@ class _Worker(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="sparsembed", daemon=True)
-        self.wake = threading.Lock()  # released to wake the thread, also while it is awake: then it looks once more
+        self.wake = threading.Lock()  # released to wake the thread; if awake, it looks for jobs once more
         self.busy = True
         self.avoided = -1
 
     def avoid(self, core: int) -> None:
-        """Keep off a core, the caller's.
+        """Do not run on `core`, the core of the caller.
 
-        Linux 6.18 otherwise wakes a thread on the core of its waker more often than not and lets both
-        share it for milliseconds: two threads then took as long as one.
+        Linux 6.18 often wakes a thread on the core of the waking thread, and both then share that core for
+        milliseconds: two threads took as long as one.
         """
         if core == self.avoided or self.native_id is None:
             return
@@ -96,9 +92,9 @@ class _Worker(threading.Thread):
                 os.sched_setaffinity(self.native_id, others)
 
     def run(self) -> None:
-        _workers[self] = None  # here, too: whoever started the thread may have been interrupted
+        _workers[self] = None  # here, too: the thread that started this one may have been interrupted
         while True:
-            # A kernel that does not compile raises in the caller, too; and another may have taken the job.
+            # A kernel that does not compile raises in the caller, too.  `pop` raises if another thread took the job.
             with contextlib.suppress(Exception):
                 self.wake.acquire()
                 self.busy = True
@@ -112,7 +108,7 @@ _workers: dict[_Worker, None] = {}
 
 
 def num_threads() -> int:
-    """Return what Numba was told (NUMBA_NUM_THREADS, set_num_threads), without starting its threads."""
+    """Return Numba's number of threads (NUMBA_NUM_THREADS, set_num_threads), without starting Numba's threads."""
     if config.DISABLE_JIT:
         return 1  # plain Python has no atomic counters
     if getattr(parallel, "_is_initialized", False):
@@ -123,9 +119,9 @@ def num_threads() -> int:
 def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any = None) -> bool:
     """Call ``kernel(claims, num_blocks, *arguments)`` on up to `num_threads` threads; return once all blocks are done.
 
-    The case of one job of `run_all`.  All blocks are written, or none: the call into compiled code is what begins them,
-    and it comes back when the last is done, whichever threads work on them.  So an interrupt or any other exception is
-    raised before or after.
+    Same as `run_all` with one job.  All blocks are written, or none: the caller's call into compiled code begins the
+    work, and returns after the last block, whichever threads work on the blocks.  So an interrupt or any other
+    exception is raised before or after the work.
 
     Parameters
     ----------
@@ -134,7 +130,7 @@ def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any
     arguments
         The rest of its arguments.
     kept
-        What the kernel knows by address only; kept alive as long as any thread may look at it.
+        Objects that the kernel knows by address only; kept alive until no thread can use them.
 
     Returns
     -------
@@ -142,8 +138,8 @@ def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any
         Whether the kernel met ids out of range; see `kernels.cpu._sharing.within`.
     """
     claims = np.zeros(SLOTS, np.int64)
-    if helpers := _helpers(kernel, num_blocks):  # written out: a list of one job takes 7 us more
-        batch = _Batch([(kernel, (claims[:-1], num_blocks, *arguments))], kept)  # shorter: a helper's; see `enter`
+    if num_blocks > 1 and (helpers := _helpers(kernel, num_blocks)):  # `run_all` takes 7 us more
+        batch = _Batch([(kernel, (claims[:-1], num_blocks, *arguments))], kept)  # [:-1]: see `enter`
         try:
             _ask(helpers, batch)
             kernel(claims, num_blocks, *arguments)
@@ -155,20 +151,20 @@ def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any
 
 
 def run_all(jobs: list[Job]) -> list[bool]:
-    """Run kernels one after the other, as `run` does each of them; helpers are woken once for all.
+    """Run kernels one after the other, as `run` does; helpers are woken once for all jobs.
 
-    A job starts when all blocks of the one before it are done, so it may use what that has written.  Each is done as
-    a whole or not at all; an exception that is raised between two of them leaves the first ones done.
+    A job starts when all blocks of the previous job are done, so it may use the results of that job.  Each job is done
+    completely or not at all; after an exception between two jobs, the earlier jobs are done.
 
     Parameters
     ----------
     jobs : list of Job
-        Those of one block are the caller's alone.
+        The caller runs jobs of one block alone.
 
     Returns
     -------
     list of bool
-        Of each job, whether its kernel met ids out of range.
+        For each job, whether its kernel met ids out of range.
     """
     claims = [np.zeros(SLOTS, np.int64) for _ in jobs]
     helpers = [_helpers(job.kernel, job.num_blocks) for job in jobs]
@@ -191,19 +187,19 @@ def run_all(jobs: list[Job]) -> list[bool]:
 
 
 def _helpers(kernel: Callable[..., None], num_blocks: int) -> int:
-    """How many threads can help: none while the kernel is not compiled, which the caller does alone."""
+    """Return how many threads can help: none before the kernel is compiled, which only the caller does."""
     if num_blocks <= 1 or not getattr(kernel, "overloads", True):
         return 0
     return min(num_threads(), num_blocks) - 1
 
 
 def _ask(helpers: int, batch: _Batch) -> None:
-    """Offer jobs to `helpers` threads: sleeping ones, new ones up to that number, or the next to be free."""
+    """Offer a batch to `helpers` threads: wake sleeping threads first, and start new ones up to that number."""
     _jobs.extend([batch] * helpers)
     core = _core()
     for worker in sorted(_workers, key=lambda worker: worker.busy)[:helpers]:
         worker.avoid(core)
-        with contextlib.suppress(RuntimeError):  # somebody else has just woken it
+        with contextlib.suppress(RuntimeError):  # another thread has just woken it
             if worker.wake.locked():
                 worker.wake.release()
     while len(_workers) < helpers and _started():
@@ -211,58 +207,18 @@ def _ask(helpers: int, batch: _Batch) -> None:
 
 
 def _started() -> bool:
-    """Start a worker; False where the system has no more threads: fewer helpers do the same work."""
+    """Start a worker; return False if the system cannot start another thread, which only means fewer helpers."""
     worker = _Worker()
     _workers[worker] = None
     try:
         worker.start()
     except BaseException as error:
-        if worker.ident is None:  # it does not run, or not yet: then it notes itself
+        if worker.ident is None:  # it does not run; if it starts after all, it adds itself in `run`
             _workers.pop(worker, None)
         if isinstance(error, RuntimeError | MemoryError):
             return False
         raise
     return True
-
-
-def uninterrupted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function that signals interrupt only at its end: Ctrl-C, alarms, whatever has a handler in Python.
-
-    Numba that is interrupted while it compiles, or loads what it compiled, does neither any more in this process: all
-    first uses then raise "RuntimeError: generator raised StopIteration".
-    """
-
-    @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            return function(*arguments)
-        handlers = {int(number): signal.getsignal(number) for number in signal.valid_signals()}
-        held: dict[int, Any] = {number: handler for number, handler in handlers.items() if callable(handler)}
-        came: dict[int, Any] = {}
-        try:
-            for number in held:
-                signal.signal(number, came.setdefault)
-            return function(*arguments)
-        finally:
-            error = _restored(held)
-            for number, frame in came.items():
-                held[number](number, frame)
-            if error is not None:
-                raise error
-
-    return call
-
-
-def _restored(handlers: dict[int, Any]) -> BaseException | None:
-    """Put handlers of signals back, all of them, also while some raise; returns what was raised first."""
-    first: BaseException | None = None
-    for number, handler in handlers.items():
-        while signal.getsignal(number) is not handler:
-            try:
-                signal.signal(number, handler)
-            except BaseException as error:
-                first = first or error
-    return first
 
 
 def _after_fork() -> None:

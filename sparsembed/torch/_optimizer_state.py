@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import _validate as check
-from .._arrays import Array, as_array
+from .. import _check as check
+from .._frameworks import as_array
 from .._options import Options
 from .._saved import check_slots, check_step
+from .._typing import Array
 from ..rules import Rule
 from . import _check
 

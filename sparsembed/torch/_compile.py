@@ -1,4 +1,4 @@
-"""untraced: a function that torch looks at from outside only: no compiler in it, no detour of a subclass."""
+"""untraced: a decorator for functions that torch.compile calls but does not trace."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def untraced(function: F) -> F:
-    """Make a function that torch.compile calls rather than looks into.
+    """Return a function that torch.compile calls but does not trace.
 
     ``torch.compiler.disable`` as a decorator would import the compiler with this package.  Inside, a weight is a plain
     tensor: the engine brings the rows that it uses up to date by itself.

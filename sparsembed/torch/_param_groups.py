@@ -14,9 +14,9 @@ from ..rules.adagrad import Adagrad
 from ..rules.adam import AdamW
 from ..rules.rmsprop import RMSprop
 
-# Keys of a group that are no hyperparameters: torch's own, and what its schedulers note.
+# Keys of a group that are no hyperparameters: keys of torch and of its schedulers.
 ADDED = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
-# Hyperparameters of torch's optimizers, with the values by which they ask for nothing; how it loops is not asked here.
+# Options of torch's optimizers, and the values that turn an option off or only choose an implementation.
 _IDLE: dict[str, tuple[Any, ...]] = {
     "maximize": (False,),
     "amsgrad": (False,),
@@ -46,16 +46,16 @@ def shown(rule: Rule) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a number for a tensor, as schedulers may leave, and a tuple for a list, as files do."""
+    """Return a number for a tensor, which schedulers may set, and a tuple for a list, which files may hold."""
     value = value.item() if isinstance(value, torch.Tensor) else value
     return tuple(value) if isinstance(value, list) else value
 
 
 def foreign(rule: Rule, group: dict[str, Any]) -> set[str]:
-    """Return the keys of a group that ask for nothing; refuse those that ask for what a rule does not have.
+    """Return the keys of a group that have no effect; refuse keys that ask for what the rule does not have.
 
-    What no optimizer takes for a hyperparameter is a note of somebody's own, such as the ``lr_scale`` of a schedule by
-    layers: torch keeps it, and so does a group here.
+    A key that is no hyperparameter of any optimizer is the user's own, such as the ``lr_scale`` of a schedule by
+    layers: it stays in the group, as in torch.
     """
     others = group.keys() - names(rule) - ADDED
     idle = {name for name in others if _is_idle(name, rule, group)}
@@ -82,7 +82,7 @@ def _hyperparameters() -> list[str]:
 
 
 def saved(rule: Rule, group: dict[str, Any]) -> dict[str, Any]:
-    """Return a group with what torch's optimizer of that name needs to go on with it."""
+    """Return a group with all keys that torch's optimizer of the same name needs."""
     # A sum without its initial value must not pass for one of torch's.
     complete = not getattr(rule, "initial_accumulator_value", 0)
     idle = {"weight_decay": 0} if complete and isinstance(rule, Adagrad | RMSprop) else {}

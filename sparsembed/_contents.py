@@ -1,0 +1,203 @@
+"""Contents: what a table holds (weight, state, step, missed steps), on any engine."""
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import _check as check
+from ._options import Options
+from ._saved import check_next
+from .rules import Rule
+from .rules._history import History
+from .rules._rule import but_lr
+
+STEP, BASE, STARTS = 0, 1, 2  # indices into `steps`
+_CONTENTS: "weakref.WeakSet[Contents]" = weakref.WeakSet()
+
+
+class Contents:
+    """Weight (num_rows, dim), slots (num_rows, slots, dim), row slots (num_rows, row_slots), step and history.
+
+    An engine makes, reads and writes these parts; `Contents` decides the order.  `steps` holds three numbers: the
+    newest step, the step at which the history starts, and how many histories were started.  A kernel writes `steps`
+    in the same call as the rows, so an interrupt cannot separate rows and steps; the history is then updated from
+    `steps`.  Other parts that must change together are made first, and then replaced in one assignment.
+
+    Parameters
+    ----------
+    engine : Engine
+    parts : dict
+        What `Engine.hold` and `Engine.adopt` return.
+    """
+
+    lock: Any
+    gate: Any  # the lock that a step holds
+    table: Any  # an engine's `Table`
+    given: Any  # the weight as the caller gets it
+    rule: Rule | None
+    options: Options
+    state: Any
+    row_state: Any
+    steps: Any
+    last: Any  # (num_rows,): the last step that each row has taken; empty unless rows catch up
+    limit: Any  # the argument `limit` of kernels, for max_norm; or None
+    history: History | None
+    where: Any  # where the table lies, as its engine describes it
+    is_free: bool  # whether lookups need no lock
+    padding: int  # -1 for none
+    watch: Callable[[Any], None] | None  # called with the rows of each step after they are written, within the lock
+
+    def __init__(self, engine: Any, parts: dict[str, Any]) -> None:
+        self.engine = engine
+        self.lock = self.gate = threading.RLock()  # on a GPU another lock, held during a recording
+        self.where = self.watch = None
+        self.commit(parts)
+        _CONTENTS.add(self)
+
+    def commit(self, parts: dict[str, Any]) -> None:
+        """Replace parts in one call into C, which an interrupt cannot split."""
+        if "options" in parts:
+            padding = parts["options"].padding_idx
+            parts = parts | {"padding": -1 if padding is None else padding}
+        if "history" in parts:
+            parts = parts | {"is_free": parts["history"] is None and self.engine.locks_free}
+        vars(self).update(parts)
+
+    @property
+    def step(self) -> int:
+        """Number of updates so far."""
+        return int(self.steps[STEP])
+
+    @property
+    def catches_up(self) -> bool:
+        """Whether steps change rows that are not in their batch."""
+        return self.rule is not None and self.rule.catch_up is not None
+
+    @property
+    def some_missed(self) -> bool:
+        """Whether rows may have missed steps."""
+        return self.history is not None and bool(self.steps[STEP] != self.steps[BASE])
+
+    def trainable(self) -> Rule:
+        """Return the rule; refuse a table that cannot be updated."""
+        if self.rule is None:
+            raise ValueError("the table has no optimizer, so it cannot be updated; pass optimizer= when making it")
+        return self.rule
+
+    def synced(self) -> History:
+        """Return the history up to the newest step; a new one if every row has caught up since."""
+        step, base, start = self.steps.tolist()
+        history = self.history
+        if history is None or self.rule is None:
+            raise ValueError("rows of this table miss no steps")
+        if history.start != start:
+            history = self.rule.history(self.table.dtype, base)
+            history.start = start
+            self.history = history
+        history.sync(step)
+        return history
+
+    def flush(self) -> None:
+        """Apply the missed steps to every row."""
+        if not self.is_free:
+            with self.lock:
+                self.engine.ready(self)
+                if self.history is not None and self.synced().newest:
+                    self.engine.flush(self)
+
+    def take_step(self, call: Any, rows: Any, grads: Any, skip: int | None = None) -> None:
+        """Take a step: check everything, then start the kernels, which alone write."""
+        skip = self.padding if skip is None else skip
+        recording = self.gate is not self.lock and bool(self.gate._is_owned())
+        with self.gate, self.lock:
+            rule, step = self.rule or self.trainable(), int(self.steps[STEP])
+            exact = rule.hyper(step + 1)
+            hyper = rule.cast(exact, step + 1, self.table.dtype)
+            check_next(rule, step)
+            missed = None if self.history is None else self._before_step(step + 1, exact)
+            self.engine.update(call, self, rows, grads, skip, hyper, missed, recording)
+            if self.watch is not None:
+                self.watch(self.engine.part(rows, "rows"))
+        rows.recycle()
+
+    def _before_step(self, step: int, hyper: tuple[float, ...]) -> Any:
+        """Record the next step in the history; return the missed steps up to the step before it."""
+        history = self.synced()
+        if history.full or not history.takes(hyper):
+            self.engine.flush(self)
+            history = self.synced()
+        history.record(step, hyper)
+        return self.engine.missed(self)
+
+    def set_rule(self, rule: Rule) -> None:
+        """Replace the hyperparameters; if more than the learning rate changes, all rows catch up first."""
+        check.optimizer(rule, self.table.dtype)
+        if type(rule) is not type(self.rule):
+            raise ValueError(f"optimizer must keep the state of {self.rule!r}, got {rule!r}; make a new table")
+        with self.lock:
+            history = self.history
+            if history is not None and but_lr(rule) != but_lr(self.rule):
+                self.flush()
+                history = rule.history(self.table.dtype, self.step)
+                history.start = int(self.steps[STARTS])
+            self.commit({"rule": rule, "history": history})
+
+    def adopt(self, arrays: Mapping[str, Any]) -> None:
+        """Replace "state", "row_state" or "last" by given arrays, such as the arrays of a file."""
+        with self.gate, self.lock:
+            self.commit(self.engine.with_arrays(self, arrays))
+
+    def grow(self, rows: Any) -> None:
+        """Append rows to the table; their state is zero, and they have missed no step."""
+        with self.gate, self.lock:
+            self.commit(self.engine.grown(self, rows))
+
+    def reset(self, rows: Any, weights: Any) -> None:
+        """Give rows new weights and fresh state, all or nothing."""
+        with self.gate, self.lock:
+            self.engine.reset(self, rows, weights)
+
+    def saved(self) -> dict[str, Any]:
+        """Return copies of weight, step and state as NumPy arrays, all of one step."""
+        with self.lock:
+            self.engine.synchronize(self)
+            self.flush()
+            found: dict[str, Any] = self.engine.saved(self)
+            return found
+
+    def restore(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a dict that `saved` returned; refuse one that does not fit."""
+        with self.gate, self.lock:
+            self.engine.restore(self, state_dict)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Views of the state by name."""
+        found: dict[str, Any] = self.engine.columns(self)
+        return found
+
+    def pickled(self) -> dict[str, Any]:
+        """Return what a pickle holds: names and plain values, all of one step."""
+        with self.lock:
+            found = {"optimizer": self.rule, "state_dict": self.saved()} | self.options._asdict()
+            place: dict[str, Any] = self.engine.place_saved(self)
+            return found | place
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weight and state."""
+        return int(sum(each.nbytes for each in (self.table.array, self.state, self.row_state, self.last)))
+
+
+def _renew_locks() -> None:
+    """Make new locks in a forked child: a thread that does not exist in the child may have held the old ones."""
+    for contents in _CONTENTS:
+        shared = contents.gate is contents.lock
+        contents.lock = threading.RLock()
+        contents.gate = contents.lock if shared else threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

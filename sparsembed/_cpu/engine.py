@@ -1,0 +1,33 @@
+"""The CPU engine: the functions and facts of `sparsembed._engine.Engine`."""
+
+from .call import begin, end, finish, place_name, result, synchronize
+from .catch_up import flush, missed
+from .gradients import allow_check, of_bags, of_gradient, of_lookups, refuse_infinite
+from .inputs import check_writeable, gradient, ids, offsets, sample_weights, weight
+from .launch import add_rows, segment_sum, update
+from .reading import Place, gather, pool, weights_gradient
+from .sorting import check_bags, check_ids, fits, part, shown, sort
+from .store import (
+    adopt,
+    begin_step,
+    columns,
+    fresh,
+    grown,
+    hold,
+    place,
+    place_saved,
+    reading,
+    ready,
+    recording,
+    reset,
+    restore,
+    saved,
+    with_arrays,
+)
+from .views import caller_of
+
+name = "cpu"
+on_host = ""  # words that messages add to functions that only the CPU engine has
+locks_free = True  # whether lookups of rows that miss no steps need no lock
+sums_max_apart = True  # whether gradients of several max-pooled lookups are summed lookup by lookup
+checks_plans = True  # whether the ids of a plan have been checked

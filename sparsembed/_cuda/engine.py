@@ -1,0 +1,33 @@
+"""The engine of GPUs: what `sparsembed._engine.Engine` asks for."""
+
+from .call import begin, end, finish, place_name, result, synchronize
+from .catch_up import flush, missed
+from .gradients import allow_check, of_bags, of_gradient, of_lookups, refuse_infinite
+from .inputs import check_writeable, gradient, ids, offsets, sample_weights, weight
+from .launch import add_rows, segment_sum, update
+from .reading import Place, gather, pool, weights_gradient
+from .sorting import check_bags, check_ids, fits, part, shown, sort
+from .store import (
+    adopt,
+    begin_step,
+    columns,
+    fresh,
+    grown,
+    hold,
+    place,
+    place_saved,
+    reading,
+    ready,
+    recording,
+    reset,
+    restore,
+    saved,
+    with_arrays,
+)
+from .views import caller_of
+
+name = "cuda"
+on_host = " on the host"  # added to messages about functions that exist on the host only
+locks_free = False  # whether lookups of rows that miss no steps need no lock
+sums_max_apart = False  # whether several lookups of mode max are summed one by one
+checks_plans = False  # whether ids of a plan are known to be in range
