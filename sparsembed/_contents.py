@@ -47,7 +47,8 @@ class Contents:
     where: Any  # where the table lies, as its engine describes it
     is_free: bool  # whether lookups need no lock
     padding: int  # -1 for none
-    watch: Callable[[Any], None] | None  # called with the rows of each step after they are written, within the lock
+    # Told the rows of each step before they are written: an interrupt may name rows in vain, and cannot miss any.
+    watch: Callable[[Any], None] | None
 
     def __init__(self, engine: Any, parts: dict[str, Any]) -> None:
         self.engine = engine
@@ -117,9 +118,9 @@ class Contents:
             hyper = rule.cast(exact, step + 1, self.table.dtype)
             check_next(rule, step)
             missed = None if self.history is None else self._before_step(step + 1, exact)
-            self.engine.update(call, self, rows, grads, skip, hyper, missed, recording)
             if self.watch is not None:
                 self.watch(self.engine.part(rows, "rows"))
+            self.engine.update(call, self, rows, grads, skip, hyper, missed, recording)
         rows.recycle()
 
     def _before_step(self, step: int, hyper: tuple[float, ...]) -> Any:

@@ -228,10 +228,7 @@ def on_device(*values: Any) -> bool:
 
 def engine_of(*values: Any) -> Any:
     """Return the engine for some arrays: the CUDA engine if any array is in device memory."""
-    for value in values:
-        if type(value) not in HOST and framework_of(value).is_on_gpu(value):
-            return cuda("engine")
-    return CPU
+    return cuda("engine") if on_device(*values) else CPU
 
 
 def engine_for(device: str) -> Any:

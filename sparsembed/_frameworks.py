@@ -228,14 +228,6 @@ def by_name(name: str) -> Framework:
     return next(each for each in (NUMPY, TORCH, JAX) if each.name == name)
 
 
-def first_of(*values: Any) -> Framework:
-    """Return the framework of the first value that has one other than NumPy, else NumPy."""
-    for value in values:
-        if type(value) not in HOST and (framework := framework_of(value)) is not NUMPY:
-            return framework
-    return NUMPY
-
-
 def _is_masked(value: object) -> bool:
     return isinstance(value, np.ma.MaskedArray)
 

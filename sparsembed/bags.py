@@ -64,8 +64,7 @@ class Bags:
             weights = engine.sample_weights(per_sample_weights)
             if weights.shape != shape:
                 raise ValueError(f"per_sample_weights must have one weight per id, {shape}, got {weights.shape}")
-        caller = framework_of(given["ids"]) if engine is CPU else engine.caller_of(**given)
-        self._hold(engine.Place(flat, ends, weights, caller), given)
+        self._hold(engine.Place(flat, ends, weights, engine.caller_of(**given)), given)
 
     def _hold(self, place: Any, given: dict[str, Any]) -> None:
         """Set `_place` and the public attributes: the engine's views on the CPU, the given arrays on a GPU."""

@@ -139,9 +139,25 @@ def pool_gradient(
     by_count = check.flag(scale_grad_by_freq, "scale_grad_by_freq")
     lookups = pooled(engine, [bags], [grad_out], mode, None if table is None else table.dim, None, num_rows)
     # In a tuple the weight does not decide whose arrays come out.
-    call = engine.begin(places=lookups.places, grad_out=grad_out, weight=(weight,), **arrays_of(bags))
+    arrays = {"grad_out": grad_out, "weight": (weight,)}
+    return _summed(engine, lookups, bags, arrays, table, num_rows, padding, by_count)
+
+
+def _summed(
+    engine: Any,
+    lookups: Pooled,
+    bags: Bags,
+    arrays: dict[str, Any],
+    table: Any,
+    num_rows: int,
+    padding: int,
+    by_count: bool,
+    contents: Any = None,
+) -> RowGradient:
+    """Return the sums of the gradients of one pooled lookup."""
+    call = engine.begin(contents, places=lookups.places, **arrays, **arrays_of(bags))
     try:
-        rows, grads = bag_gradients(engine, call, lookups, num_rows, padding, table, by_count)
+        rows, grads = bag_gradients(engine, call, lookups, num_rows, padding, table, by_count, contents)
         return RowGradient._summed(engine, call, rows, grads, num_rows, padding)
     finally:
         engine.end(call)
@@ -180,12 +196,8 @@ def pooled_gradient(
 ) -> RowGradient:
     """Return the gradient of one pooled lookup as a `RowGradient`."""
     lookups = pooled(engine, [bags], [grad_out], mode, table.dim, table.dtype, num_rows)
-    call = engine.begin(contents, places=lookups.places, grad_out=grad_out, **arrays_of(bags))
-    try:
-        rows, grads = bag_gradients(engine, call, lookups, num_rows, padding, table, by_count, contents)
-        return RowGradient._summed(engine, call, rows, grads, num_rows, padding)
-    finally:
-        engine.end(call)
+    arrays = {"grad_out": grad_out}
+    return _summed(engine, lookups, bags, arrays, table, num_rows, padding, by_count, contents)
 
 
 def max_gradient(

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .._frameworks import Framework, first_of
+from .._frameworks import Framework, framework_of
 from .._typing import Array
 
 
@@ -71,5 +71,5 @@ def overlaps(array: Array) -> bool:
 
 
 def caller_of(**arrays: Any) -> Framework:
-    """Return the framework of the arrays, for results that are made later."""
-    return first_of(*arrays.values())
+    """Return the framework of the first of some arrays, for results that are handed out later."""
+    return framework_of(next(iter(arrays.values())))

@@ -76,7 +76,7 @@ def begin(
         queue.after(other.mark())
     held = [each for each in given if by_dlpack(each)]
     held += [each for each in places if each.caller.kind != "ours" and each.caller.stream != caller.stream]
-    status = queue.filled((1,), np.uint64, 0xFF) if rows is None else rows.status  # all ids are in range so far
+    status = errors.new_status(queue) if rows is None else rows.status  # all ids are in range so far
     call = Call(caller, queue, status, others, held)
     if rows is not None:
         call.borrow(rows.queue)

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..kernels.cuda import catch_up
 from . import blocks as cut
+from . import errors
 from .array import DeviceArray
 
 _ROWS_AT_ONCE = 1 << 20  # rows for which a flush computes gaps at once
@@ -168,7 +169,7 @@ def flush(contents: Any) -> None:
     hyper = queue.upload(np.array(like, contents.table.dtype))
     table = (contents.rule, contents.table.array, contents.state, contents.last)
     with where.current():
-        where.history.flush(queue, *table, hyper, like, queue.filled((1,), np.uint64, 0xFF))
+        where.history.flush(queue, *table, hyper, like, errors.new_status(queue))
         start_at(contents, contents.step)
 
 

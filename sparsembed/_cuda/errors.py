@@ -51,6 +51,12 @@ def note(names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], num_rows: 
     return call
 
 
+def new_status(queue: Any) -> DeviceArray:
+    """Return a status that says: no id out of range so far."""
+    status: DeviceArray = queue.filled((1,), np.uint64, 0xFF)
+    return status
+
+
 def raise_for(queue: Any, status: DeviceArray, call: Noted, ids: DeviceArray) -> None:
     """Wait, and raise if ids or offsets of this call were out of range; errors of other calls stay in the record."""
     position = int(queue.download(status)[0])

@@ -14,12 +14,6 @@ from .call import Call, begin, end, here, lent, make, queue_of
 from .inputs import few_enough
 
 
-def new_status(queue: Any) -> DeviceArray:
-    """Return a status that says: no id out of range so far."""
-    status: DeviceArray = queue.filled((1,), np.uint64, 0xFF)
-    return status
-
-
 def note_ids(queue: Any, ids: DeviceArray, num_rows: int, status: DeviceArray, call: int) -> None:
     """Note in `status` whether an id is out of range, and on the record of the queue."""
     n = ids.size

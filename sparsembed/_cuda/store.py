@@ -13,7 +13,7 @@ from .._frameworks import LEGACY, NUMPY
 from .._options import Options
 from .._saved import read
 from ..rules import Rule
-from . import queues
+from . import errors, queues
 from .array import DeviceArray
 from .call import Call, begin, end, lent
 from .catch_up import DeviceHistory, start_at
@@ -219,7 +219,7 @@ def _constrain(queue: Any, weight: DeviceArray, padding: int, limit: Any) -> Non
     if padding >= 0:
         queue.write(weight.part(padding, 1), np.zeros((1, weight.shape[1]), weight.dtype))
     if limit is not None:
-        clip_rows(queue, weight, limit, queue.filled((1,), np.uint64, 0xFF))
+        clip_rows(queue, weight, limit, errors.new_status(queue))
 
 
 def begin_step(contents: Any) -> None:

@@ -65,13 +65,13 @@ def test_arrays_of_state_that_are_adopted_are_those_that_steps_change():
         table._contents.adopt({"state": state[:, :1]})
 
 
-def test_the_rows_of_each_step_are_named_once_they_are_written():
+def test_the_rows_of_each_step_are_named_before_they_are_written():
     table, seen = trained(se.SGD(0.1)), []
     table._contents.watch = lambda rows: seen.append((table.step, rows.tolist()))
     table.update(IDS[3], GRAD[3])
     table.apply(table.gradient(IDS[4], GRAD[4]))
     table.update([], np.empty((0, DIM), np.float32))
-    assert seen == [(4, np.unique(IDS[3]).tolist()), (5, np.unique(IDS[4]).tolist()), (6, [])]
+    assert seen == [(3, np.unique(IDS[3]).tolist()), (4, np.unique(IDS[4]).tolist()), (5, [])]
 
 
 def test_rows_of_a_step_that_are_kept_stay_what_they_are():

@@ -16,7 +16,7 @@ from sparsembed._cpu import catch_up as host_catch_up
 from sparsembed._cpu import norms as host_norms
 from sparsembed._cpu import reading as host_reading
 from sparsembed._cpu.inputs import table_of
-from sparsembed._cuda import blocks, gradients, launch, norms, reading, sorting
+from sparsembed._cuda import blocks, errors, gradients, launch, norms, reading, sorting
 from sparsembed._cuda.catch_up import DeviceHistory
 from sparsembed._options import limit
 from sparsembed.kernels.cpu import pool as host_pool
@@ -110,12 +110,12 @@ def test_tiles_that_take_a_block_several_passes(queue, threads):
 def test_the_first_id_out_of_range_is_found_and_stays_on_record(queue, dtype):
     ids = np.zeros(900, dtype)
     ids[[37, 411]] = -1, 10
-    status = sorting.new_status(queue)
+    status = errors.new_status(queue)
     sorting.note_ids(queue, queue.upload(ids), 10, status, 7)
-    sorting.note_ids(queue, queue.upload(ids[300:]), 10, sorting.new_status(queue), 8)
+    sorting.note_ids(queue, queue.upload(ids[300:]), 10, errors.new_status(queue), 8)
     assert queue.download(status)[0] == 37
     assert queue.download(queue.record)[0] == 7 * 2**31 + 37
-    good = sorting.new_status(queue)
+    good = errors.new_status(queue)
     sorting.note_ids(queue, queue.upload(ids[:37]), 10, good, 9)
     assert queue.download(good)[0] == 2**64 - 1
 
@@ -124,7 +124,7 @@ def test_the_first_id_out_of_range_is_found_and_stays_on_record(queue, dtype):
     ("offsets", "first"), [([0, 2, 5], None), ([1, 2, 5], 0), ([0, 3, 2, 5], 2), ([0, 2, 4], 2), ([0, 6], 1)]
 )
 def test_offsets_are_checked(queue, offsets, first):
-    status = sorting.new_status(queue)
+    status = errors.new_status(queue)
     sorting.note_offsets(queue, queue.upload(np.array(offsets)), 5, status, 3)
     assert queue.download(status)[0] == (2**64 - 1 if first is None else sort.OF_OFFSETS + first)
     assert queue.download(queue.record)[1] == (2**64 - 1 if first is None else 3 * 2**31 + first)
@@ -161,7 +161,7 @@ def test_gather(queue, dim, dtype):
     rng = np.random.default_rng(dim)
     weight, ids = numbers(rng, (9, dim), dtype), rng.integers(0, 9, 301).astype(np.int32)
     out = queue.empty((301, dim), np.result_type(dtype, np.float32))
-    reading.gather_rows(queue, queue.upload(weight), queue.upload(ids), out, sorting.new_status(queue))
+    reading.gather_rows(queue, queue.upload(weight), queue.upload(ids), out, errors.new_status(queue))
     same(queue.download(out), se.gather(weight, ids))
 
 
@@ -170,7 +170,7 @@ def test_gather_rows_that_lie_apart(queue):
     table = queue.upload(weight)
     table.shape, ids = (5, 8), np.array([4, 0, 3])  # its rows stay 12 numbers apart
     out = queue.empty((3, 8), np.float32)
-    reading.gather_rows(queue, table, queue.upload(ids), out, sorting.new_status(queue))
+    reading.gather_rows(queue, table, queue.upload(ids), out, errors.new_status(queue))
     same(queue.download(out), weight[ids, :8])
 
 
@@ -209,7 +209,7 @@ def test_pool_equals_the_cpu_bit_for_bit(queue, mode, dim, dtype, weighted, padd
     weight, bags = numbers(rng, (7, dim), dtype), drawn_bags(rng, weighted, kind)
     out = queue.empty((6, dim), kind)
     table, number = queue.upload(weight), check.MODES[mode]
-    reading.pool_rows(queue, table, on_device(queue, bags, kind), number, padding, out, sorting.new_status(queue))
+    reading.pool_rows(queue, table, on_device(queue, bags, kind), number, padding, out, errors.new_status(queue))
     same(queue.download(out), se.pool(weight, bags, mode, padding_idx=None if padding < 0 else padding))
 
 
@@ -222,7 +222,7 @@ def test_pool_max_equals_the_cpu_with_ties_and_nans(queue, dim, dtype):
     want = np.empty((6, dim), kind)
     winners = host_reading.pool(None, table_of(weight), bags._place, check.MODES["max"], 2, want)
     out, table = queue.empty((6, dim), kind), queue.upload(weight)
-    found = reading.pool_max(queue, table, on_device(queue, bags, kind), 2, out, sorting.new_status(queue))
+    found = reading.pool_max(queue, table, on_device(queue, bags, kind), 2, out, errors.new_status(queue))
     same(queue.download(out), want)
     same(queue.download(found), winners)
 
@@ -230,7 +230,7 @@ def test_pool_max_equals_the_cpu_with_ties_and_nans(queue, dim, dtype):
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_offsets_are_shifted(queue, dtype):
     offsets, out = np.array([0, 2, 2, 7], dtype), queue.empty((4,), np.int64)
-    reading.shift(queue, queue.upload(offsets), 2**33, out, sorting.new_status(queue))
+    reading.shift(queue, queue.upload(offsets), 2**33, out, errors.new_status(queue))
     same(queue.download(out), offsets.astype(np.int64) + 2**33)
 
 
@@ -247,7 +247,7 @@ def test_factors_of_occurrences_and_bags(queue, mode, weighted):
     bags = drawn_bags(rng, weighted, np.float32)
     bag_of, coefs = np.empty(len(bags.ids), np.int32), np.empty(len(bags.ids), np.float32)
     host_pool.expand_bags(bags.ids, bags.offsets, bags.per_sample_weights, number, 2, bag_of, coefs)
-    there, status = on_device(queue, bags, np.float32), sorting.new_status(queue)
+    there, status = on_device(queue, bags, np.float32), errors.new_status(queue)
     found, factors = reading.expand(queue, there, number, 2, np.float32, False, status)
     same(queue.download(found), bag_of)
     np.testing.assert_allclose(queue.download(factors), coefs, rtol=2.0**-22)
@@ -266,7 +266,7 @@ def test_gradient_of_weights(queue, mode, dim, dtype, weighted):
     weight, bags, grad = numbers(rng, (7, dim), dtype), drawn_bags(rng, weighted, dtype), numbers(rng, (6, dim), dtype)
     out, there = queue.empty((len(bags.ids),), dtype), on_device(queue, bags, dtype)
     arguments = (queue.upload(weight), there, queue.upload(grad), check.MODES[mode], 2, out)
-    reading.sample_gradient(queue, *arguments, sorting.new_status(queue))
+    reading.sample_gradient(queue, *arguments, errors.new_status(queue))
     want = se.per_sample_weights_gradient(weight, bags, grad, mode, padding_idx=2)
     exact = se.reference.per_sample_weights_gradient(weight, bags, grad, mode, padding_idx=2)
     eps = np.finfo(dtype).eps
@@ -294,7 +294,7 @@ def test_segment_sum(queue, dim, dtype, pattern):
     grad = numbers(np.random.default_rng(1), (len(ids), dim), dtype)
     grad[0] = -0.0
     batch, want = planned(queue, ids, 75), se.coalesce(ids, grad, 75)
-    status = sorting.new_status(queue)
+    status = errors.new_status(queue)
     sums = queue.download(launch.sum_segments(queue, batch, gradients.Gradients(queue.upload(grad)), status))
     k = len(want.rows)
     short = np.diff(se.plan(ids, 75).segment_offsets) < segment.SHORT
@@ -312,7 +312,7 @@ def test_sums_do_not_depend_on_the_grid(n):
     for most in (1, 7):
         queue = Queue(most, most_blocks=most)
         batch = planned(queue, ids, 9)
-        sums = launch.sum_segments(queue, batch, gradients.Gradients(queue.upload(grad)), sorting.new_status(queue))
+        sums = launch.sum_segments(queue, batch, gradients.Gradients(queue.upload(grad)), errors.new_status(queue))
         found.append(queue.download(sums)[:4])
     same(*found)
 
@@ -320,7 +320,7 @@ def test_sums_do_not_depend_on_the_grid(n):
 def test_sums_of_pooled_gradients(queue):
     rng = np.random.default_rng(2)
     bags, grad = drawn_bags(rng, True, np.float32), numbers(rng, (6, 8), np.float32)
-    there, status = on_device(queue, bags, np.float32), sorting.new_status(queue)
+    there, status = on_device(queue, bags, np.float32), errors.new_status(queue)
     bag_of, coefs = reading.expand(queue, there, 1, -1, np.float32, False, status)
     batch = planned(queue, bags.ids, 7)
     grads = gradients.Gradients(queue.upload(grad), bag_of, coefs, None, True)
@@ -333,7 +333,7 @@ def test_sums_of_maxima(queue):
     rng = np.random.default_rng(2)
     bags, grad = drawn_bags(rng, False, np.float32), numbers(rng, (6, 8), np.float32)
     weight = numbers(rng, (7, 8), np.float32, grid=True)
-    there, status = on_device(queue, bags, np.float32), sorting.new_status(queue)
+    there, status = on_device(queue, bags, np.float32), errors.new_status(queue)
     winners = reading.pool_max(queue, queue.upload(weight), there, -1, queue.empty((6, 8), np.float32), status)
     bag_of, _ = reading.expand(queue, there, 3, -1, np.float32, True, status)
     grads = gradients.Gradients(queue.upload(grad), bag_of, None, winners)
@@ -371,7 +371,7 @@ class Twin:
     def update(self, ids, grad, skip=-1, status=None):
         """One step of both."""
         queue, rule, dtype = self.queue, self.rule, self.cpu._contents.table.dtype
-        status = status or sorting.new_status(queue)
+        status = status or errors.new_status(queue)
         exact = rule.hyper(self.cpu.step + 1)
         hyper, like = self.hyper(rule.cast(exact, self.cpu.step + 1, dtype))
         batch, gaps = planned(queue, ids, self.cpu.num_rows), None
@@ -448,7 +448,7 @@ def test_rows_that_missed_steps_are_read_and_flushed(queue, rule):
     for turn in range(4):
         ids = rng.integers(0, 12, 4 + turn)
         twin.update(ids, numbers(rng, (len(ids), 8), np.float32))
-    ids, status = np.arange(12), sorting.new_status(queue)
+    ids, status = np.arange(12), errors.new_status(queue)
     missed = host_catch_up.missed(twin.cpu._contents)
     twin.late.sync(queue, twin.cpu._contents.history)
     hyper, like = twin.hyper(missed.hyper)
@@ -472,10 +472,10 @@ def test_rows_are_clipped(queue, p, dim):
     want, most = array.copy(), limit(1.0, p, 1e-7, array.dtype)
     host_norms.clip_rows(want, most)
     there, some = queue.upload(array), queue.upload(array)
-    norms.clip_rows(queue, there, most, sorting.new_status(queue))
+    norms.clip_rows(queue, there, most, errors.new_status(queue))
     np.testing.assert_allclose(queue.download(there), want, rtol=2.0**-22)
     batch = planned(queue, np.array([1, 7, 1, 0]), 9)
-    norms.clip_rows(queue, some, most, sorting.new_status(queue), batch, skip=7)
+    norms.clip_rows(queue, some, most, errors.new_status(queue), batch, skip=7)
     np.testing.assert_allclose(queue.download(some)[[0, 1]], want[[0, 1]], rtol=2.0**-22)
     same(queue.download(some)[2:], array[2:])
 
