@@ -235,3 +235,11 @@ def test_gradients_with_the_negative_bit(fused):
         else:
             weights.append([each.to_dense() for each in gradients])
     torch.testing.assert_close(*weights)
+
+
+def test_the_table_does_not_decide_whose_arrays_a_gradient_of_bags_has():
+    bags, grad = se.Bags(np.array([1]), np.array([0, 1])), np.ones((1, 5), np.float32)
+    gradient = se.pool_gradient(bags, grad, 40, "max", weight=torch.ones(40, 5))
+    assert type(gradient.values) is type(gradient.rows) is np.ndarray
+    gradient = se.pool_gradient(bags, torch.from_numpy(grad), 40, "max", weight=np.ones((40, 5), np.float32))
+    assert type(gradient.values) is torch.Tensor

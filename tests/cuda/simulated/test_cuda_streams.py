@@ -195,9 +195,13 @@ def test_a_weight_that_is_read_waits_for_the_updates_before(gpus):
         assert nine.waited == [home]
 
 
-def test_a_plan_is_waited_for_where_its_ids_are_read(gpus):
-    """They may be a copy, made on the stream where it was planned."""
-    streams = Streams(gpus)
-    plan = se.plan(streams.on(7, IDS), 9)
-    se.gather(streams.on(5, WEIGHT), plan)
+def test_a_plan_is_waited_for_and_held_where_its_ids_are_read(gpus, monkeypatch):
+    """They may be a copy, made on the stream that was current when they were planned."""
+    current = [7]
+    monkeypatch.setitem(_frameworks._known, Held, _frameworks.NUMBA)
+    monkeypatch.setattr(type(_frameworks.NUMBA), "stream", lambda its, device: current[0])
+    plan = se.plan(Held(IDS), 9)
+    current[0] = 5
+    se.gather(Held(WEIGHT), plan, out=Held(np.empty_like(GRAD)))
     assert gpus.queues[0, 7] in gpus.queues[0, 5].waited
+    assert plan._sorted in gpus.queues[0, 5].held
