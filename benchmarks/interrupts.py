@@ -163,7 +163,7 @@ def run(rule: se.rules.Rule, seconds: float, hertz: float = 1000.0, seed: int = 
 
 def several_threads() -> None:
     """Let three threads work on each call, however small."""
-    blocks._SERIAL_BYTES, blocks._BLOCK_BYTES = 0, 1 << 11
+    blocks._SERIAL_BYTES, blocks._SMALLEST_BLOCK = 0, 1 << 11
     _threads.num_threads = lambda: 3  # type: ignore[assignment]
 
 

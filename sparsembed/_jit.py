@@ -49,6 +49,11 @@ def inline(function: Callable[..., Any]) -> Any:
     return numba.njit(**_OPTIONS, forceinline=True)(function)
 
 
+def routine(function: Callable[..., Any]) -> Any:
+    """Compile a helper that kernels call: compiled once, not into each of them."""
+    return numba.njit(**_OPTIONS)(function)
+
+
 def device(function: Callable[..., Any]) -> Any:
     """Compile a helper that becomes part of the CUDA kernel that calls it; needs numba-cuda."""
     from numba import cuda

@@ -10,11 +10,12 @@ import numpy as np
 
 from .._typing import Array
 from ..kernels.cpu._intrinsics import LANES
-from . import memory, threads
+from . import threads
 
 LINE = 64
-_BLOCK_BYTES = 1 << 19  # bytes of a block: rows prefetched beyond its end go to the cache of the wrong core
-_SERIAL_BYTES = 1 << 20  # below this, waking a thread costs more than it saves
+_SERIAL_BYTES = 3 << 16  # below this, sharing costs more than it saves: 2 or 3 us
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 15, 1 << 19  # bytes
+_BLOCKS_EACH = 64  # blocks of a thread, at most, unless they are of the largest size; more than `threads.LONG`
 _CACHED_BYTES = 1 << 21  # gradients up to this size are still in the cache, so they are not prefetched
 _NEVER = 1 << 40  # a distance longer than any batch: no prefetch
 _LINES_AHEAD = 80
@@ -23,17 +24,19 @@ _MAX_LINES = 16  # cache lines to prefetch of one row; the hardware prefetcher f
 
 def blocks_of(count: int, bytes_each: float) -> tuple[int, int]:
     """Return (number of blocks, items per block); results do not depend on them."""
-    if count * bytes_each < _SERIAL_BYTES:
+    if count * bytes_each < _SERIAL_BYTES or (members := threads.num_threads()) == 1:
         return 1, max(count, 1)
-    items = max(1, int(_BLOCK_BYTES / bytes_each))
+    block = count * bytes_each / (_BLOCKS_EACH * members)
+    items = max(1, int(min(max(block, _SMALLEST_BLOCK), _LARGEST_BLOCK) / bytes_each))
     return -(-count // items), items
 
 
 def scratch(num_blocks: int, width: int, dtype: Any) -> Array:
-    """Return zeros (threads, width): a row of scratch space for each thread."""
-    if num_blocks == 1:
-        return np.zeros((1, width), dtype)
-    return memory.zeros((threads.num_threads(), width), dtype)
+    """Return zeros (threads, width): a row of scratch space for each thread.
+
+    They do not start on a cache line, which would take 3 us, as long as 50 rows.
+    """
+    return np.zeros((1 if num_blocks == 1 else threads.num_threads(), width), dtype)
 
 
 def padded(dim: int) -> int:

@@ -15,8 +15,8 @@ from .views import freeze, read_only
 
 _INSERTION = 48  # up to this many ids, insertion sort is faster than radix sort
 _WIDE = 4096
-_SERIAL = 65536  # below this many ids, waking a thread costs more than it saves
-_BLOCK = 16384  # smallest block: each block reads the digit counts of all blocks
+_SERIAL = 65536  # below this many ids, what a thread has counted and written is nearer to itself: 32,768 take as long
+_BLOCK = 32768  # smallest block: each block reads the digit counts of all blocks
 _KEPT, _LARGEST_KEPT = 3, 1 << 21  # buffers kept for the next sort, and the largest number of ids of one
 _buffers: list[Array] = []
 _NO_HOT = (np.zeros(0, np.int64), np.zeros(1, np.int64))
@@ -173,7 +173,8 @@ def _sort(
     order, offsets = room[:n], room[n : 2 * n + 1]
     first, second = (keys, other) if digits % 2 == 0 else (other, keys)
     arguments = (-(-n // blocks), ids, num_rows, bag_offsets, by_label, (shift, digits, width), first[:n], second[:n])
-    threads.run(sort_ids, blocks, *arguments, tallies, places, phases, rows, order, offsets, CHUNK, found)
+    written = (tallies, places, phases, rows, order, offsets, CHUNK, found)
+    threads.run(sort_ids, blocks, *arguments, *written, wake=blocks)
     bad, k, hot = (found[0] if blocks == 1 else found.sum(axis=0)).tolist()
     if bad:
         return None

@@ -1,15 +1,21 @@
 """Run kernels on several threads, without Numba's threading layer.
 
 Every thread calls the kernel with the same arguments.  The kernel claims blocks of work from a shared counter
-until none is left, so the load is balanced also when a core is busy with other work.  Threads start within about
-30 us.  Numba's threading layers abort the process when two Python threads call at once (workqueue) or end a forked
+until none is left, so the load is balanced also when a core is busy with other work.  Workers are Python threads that
+stay in compiled code, where the kernel hands itself to them (`kernels.cpu._workers`): a worker that is awake starts
+within a microsecond.  It stays awake for `_AWAKE` after a job; one that sleeps is woken for long work, or when calls
+follow each other.  One call at a time has the workers; others work alone meanwhile.
+
+Numba's threading layers abort the process when two Python threads call at once (workqueue) or end a forked
 child (omp).  Blocks do not depend on the number of threads, so results do not either.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +25,19 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel
 
-from ..kernels.cpu._sharing import SLOTS, WRONG
+from ..kernels.cpu import _workers
+from ..kernels.cpu._sharing import AWAKE, BLOCKS, BOX, PLACES, SLOTS, WAITED, WRONG
+
+_AWAKE = 100e-6  # seconds that a worker spins before it sleeps; 200 us cost 5 % beside torch, whose threads spin, too
+_STREAK = 8  # calls that follow each other, then sleeping workers are woken for short work; an update makes up to 4
+LONG = 48  # blocks (1.5 MiB, 150 us) for which it pays to wake a worker after a pause: at 1 MiB both take as long
+# Turns (40 us, then the core is given away) after which a worker has lost its core in the middle of a block, to other
+# programs or to threads of other libraries that spin: such a call may take 4 ms longer.  It is cheaper to do without
+# workers for a while, for 1, 3, 7 calls and so on: beside torch, two threads took up to twice as long as one.
+_LATE, _LONELIEST = 1200, 31
+_ROOM = 256  # workers that a box has room for
+_allocate, _acquire = (ctypes.pythonapi[f"PyThread_{name}_lock"] for name in ("allocate", "acquire"))
+_allocate.restype, _acquire.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_int)
 
 
 def _unknown_core() -> int:
@@ -40,42 +58,12 @@ class Job(NamedTuple):
     kept: Any = None
 
 
-class _Batch:
-    """Jobs of one caller, in order; free threads help with them.  Keeps the arguments alive.
-
-    Parameters
-    ----------
-    calls : list of (kernel, arguments)
-        The jobs that threads can share.
-    kept
-        Objects to keep alive as long as the batch.
-    """
-
-    def __init__(self, calls: list[tuple[Callable[..., None], tuple[Any, ...]]], kept: Any) -> None:
-        self.calls, self.kept = calls, kept
-        self.over = False  # the caller has finished, or was interrupted: helpers leave
-
-    def work(self) -> None:
-        """Help with the jobs."""
-        for kernel, arguments in self.calls:
-            if not self.over:
-                kernel(*arguments)
-
-    def withdraw(self) -> None:
-        """Tell helpers to leave, and drop the batch from the queue, which would keep the arguments alive."""
-        self.over = True
-        while self in _jobs:
-            with contextlib.suppress(ValueError):
-                _jobs.remove(self)
-
-
 class _Worker(threading.Thread):
-    """A thread that takes jobs, and sleeps while there are none."""
+    """A thread that helps with the jobs of a team, and sleeps while there are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, team: "_Team", spins: int) -> None:
         super().__init__(name="sparsembed", daemon=True)
-        self.wake = threading.Lock()  # released to wake the thread; if awake, it looks for jobs once more
-        self.busy = True
+        self.team, self.spins = team, spins
         self.avoided = -1
 
     def avoid(self, core: int) -> None:
@@ -92,19 +80,97 @@ class _Worker(threading.Thread):
                 os.sched_setaffinity(self.native_id, others)
 
     def run(self) -> None:
-        _workers[self] = None  # here, too: the thread that started this one may have been interrupted
-        while True:
-            # A kernel that does not compile raises in the caller, too.  `pop` raises if another thread took the job.
-            with contextlib.suppress(Exception):
-                self.wake.acquire()
-                self.busy = True
-                while _jobs:
-                    _jobs.pop().work()
-            self.busy = False
+        self.team.workers[self] = None  # here, too: the thread that started this one may have been interrupted
+        if (lock := _allocate()) is not None:
+            _acquire(lock, 1)
+            _workers.work(self.team.box, lock, self.spins)
 
 
-_jobs: list[_Batch] = []  # appended to by callers; jobs that are done do nothing when called
-_workers: dict[_Worker, None] = {}
+class _Team:
+    """Workers, and the box of numbers through which they get their jobs."""
+
+    def __init__(self) -> None:
+        size = _workers.EACH_THREAD + _ROOM * _workers.BYTES
+        self.memory = np.zeros(size // 8 + 8, np.int64)
+        self.box = self.memory.ctypes.data + -self.memory.ctypes.data % 64
+        self.workers: dict[_Worker, None] = {}
+        self.started = 0  # threads that were started, or may have been
+        self.spins = 0  # turns of `_AWAKE`
+        self.starting = threading.Lock()
+        self.over = False
+        self.last, self.streak = 0.0, 0  # when the newest call ended; calls that followed each other
+        self.alone = self.lonely = 0  # calls still to do without workers; how many it were, the last time
+
+    def offer(self, claims: Any, num_blocks: int, helpers: int, wake: int) -> None:
+        """Let a kernel that is called with `claims` share its work with `helpers` workers."""
+        if self.alone > 0:
+            self.alone -= 1
+            return
+        if len(self.workers) < helpers and not self.start(helpers):
+            return
+        pause = time.perf_counter() - self.last
+        self.streak = self.streak + 1 if pause < _AWAKE else 0
+        wanted = helpers if self.streak >= _STREAK else min(helpers, wake)
+        if wanted == 0 and pause > 2 * _AWAKE:
+            return  # all sleep: to offer work costs 5 us, on a core that has just been idle
+        if wanted > 0 and (self.streak <= _STREAK or self.streak % 32 == 0):  # they may sleep, or the caller has moved
+            core = _core()
+            for worker in list(self.workers):
+                worker.avoid(core)
+        claims[BLOCKS], claims[PLACES], claims[AWAKE], claims[BOX] = num_blocks, helpers, wanted, self.box
+
+    def learn(self, waited: int) -> None:
+        """Note how long a caller has waited for workers: if they do not get a core, the next calls do without them."""
+        self.last = time.perf_counter()
+        if waited > _LATE:
+            self.alone = self.lonely = min(2 * self.lonely + 1, _LONELIEST)
+        elif self.lonely:
+            self.lonely -= 1
+
+    def start(self, helpers: int) -> bool:
+        """Start workers up to `helpers`; return whether there are any."""
+        if not self.over and self.starting.acquire(blocking=False):
+            try:
+                self.spins = self.spins or _turns(_AWAKE)
+                cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+                while len(self.workers) < helpers and self.started < _ROOM and self.one(cores):
+                    pass
+            finally:
+                self.starting.release()
+        return bool(self.workers)
+
+    def one(self, cores: int) -> bool:
+        """Start a worker; return False if the system cannot start another thread, which only means fewer helpers."""
+        spins = self.spins if len(self.workers) < cores - 1 else 0  # one that spins must not take a core that works
+        worker = _Worker(self, spins)
+        self.started += 1
+        try:
+            worker.start()
+        except RuntimeError:
+            self.started -= 1
+            return False
+        except MemoryError:
+            return False
+        self.workers[worker] = None
+        return True
+
+    def end(self) -> None:
+        """Let all workers return: nothing may run compiled code when the process takes it down."""
+        self.over = True  # a thread that is being started meanwhile finds END
+        self.memory[(self.box + _workers.END - self.memory.ctypes.data) // 8] = 1
+        for worker in list(self.workers):
+            while worker.is_alive():
+                _workers.wake(self.box, _ROOM)
+                worker.join(0.001)
+
+
+_teams = [_Team()]  # the last one works; the others were of the parents of this process, and a call may still name them
+
+
+@atexit.register
+def _ended() -> None:
+    """End the workers of this process."""
+    _teams[-1].end()
 
 
 def num_threads() -> int:
@@ -116,12 +182,14 @@ def num_threads() -> int:
     return int(config.NUMBA_NUM_THREADS)
 
 
-def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any = None) -> bool:
+def run(
+    kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any = None, wake: int | None = None
+) -> bool:
     """Call ``kernel(claims, num_blocks, *arguments)`` on up to `num_threads` threads; return once all blocks are done.
 
-    Same as `run_all` with one job.  All blocks are written, or none: the caller's call into compiled code begins the
-    work, and returns after the last block, whichever threads work on the blocks.  So an interrupt or any other
-    exception is raised before or after the work.
+    All blocks are written, or none: the caller's call into compiled code begins the work, and returns after the last
+    block, whichever threads work on the blocks.  So an interrupt or any other exception is raised before or after the
+    work.
 
     Parameters
     ----------
@@ -131,6 +199,8 @@ def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any
         The rest of its arguments.
     kept
         Objects that the kernel knows by address only; kept alive until no thread can use them.
+    wake
+        How many workers are worth waking if they sleep; by default one for `LONG` blocks.
 
     Returns
     -------
@@ -138,20 +208,18 @@ def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any
         Whether the kernel met ids out of range; see `kernels.cpu._sharing.within`.
     """
     claims = np.zeros(SLOTS, np.int64)
-    if num_blocks > 1 and (helpers := _helpers(kernel, num_blocks)):  # `run_all` takes 7 us more
-        batch = _Batch([(kernel, (claims[:-1], num_blocks, *arguments))], kept)  # [:-1]: see `enter`
-        try:
-            _ask(helpers, batch)
-            kernel(claims, num_blocks, *arguments)
-        finally:
-            batch.withdraw()
-    else:
+    if num_blocks == 1 or (helpers := min(num_threads(), num_blocks, _ROOM) - 1) <= 0:
         kernel(claims, num_blocks, *arguments)
+        return bool(claims[WRONG])
+    team = _teams[-1]
+    team.offer(claims, num_blocks, helpers, num_blocks // LONG if wake is None else wake)
+    kernel(claims, num_blocks, *arguments)
+    team.learn(int(claims[WAITED]))
     return bool(claims[WRONG])
 
 
 def run_all(jobs: list[Job]) -> list[bool]:
-    """Run kernels one after the other, as `run` does; helpers are woken once for all jobs.
+    """Run kernels one after the other, as `run` does.
 
     A job starts when all blocks of the previous job are done, so it may use the results of that job.  Each job is done
     completely or not at all; after an exception between two jobs, the earlier jobs are done.
@@ -159,72 +227,31 @@ def run_all(jobs: list[Job]) -> list[bool]:
     Parameters
     ----------
     jobs : list of Job
-        The caller runs jobs of one block alone.
 
     Returns
     -------
     list of bool
         For each job, whether its kernel met ids out of range.
     """
-    claims = [np.zeros(SLOTS, np.int64) for _ in jobs]
-    helpers = [_helpers(job.kernel, job.num_blocks) for job in jobs]
-    batch = _Batch(
-        [
-            (job.kernel, (own[:-1], job.num_blocks, *job.arguments))
-            for job, own, shared in zip(jobs, claims, helpers, strict=True)
-            if shared
-        ],
-        jobs,
-    )
-    try:
-        if batch.calls:
-            _ask(max(helpers), batch)
-        for job, own in zip(jobs, claims, strict=True):
-            job.kernel(own, job.num_blocks, *job.arguments)
-    finally:
-        batch.withdraw()
-    return [bool(own[WRONG]) for own in claims]
+    return [run(job.kernel, job.num_blocks, *job.arguments, kept=job.kept) for job in jobs]
 
 
-def _helpers(kernel: Callable[..., None], num_blocks: int) -> int:
-    """Return how many threads can help: none before the kernel is compiled, which only the caller does."""
-    if num_blocks <= 1 or not getattr(kernel, "overloads", True):
-        return 0
-    return min(num_threads(), num_blocks) - 1
-
-
-def _ask(helpers: int, batch: _Batch) -> None:
-    """Offer a batch to `helpers` threads: wake sleeping threads first, and start new ones up to that number."""
-    _jobs.extend([batch] * helpers)
-    core = _core()
-    for worker in sorted(_workers, key=lambda worker: worker.busy)[:helpers]:
-        worker.avoid(core)
-        with contextlib.suppress(RuntimeError):  # another thread has just woken it
-            if worker.wake.locked():
-                worker.wake.release()
-    while len(_workers) < helpers and _started():
-        pass
-
-
-def _started() -> bool:
-    """Start a worker; return False if the system cannot start another thread, which only means fewer helpers."""
-    worker = _Worker()
-    _workers[worker] = None
-    try:
-        worker.start()
-    except BaseException as error:
-        if worker.ident is None:  # it does not run; if it starts after all, it adds itself in `run`
-            _workers.pop(worker, None)
-        if isinstance(error, RuntimeError | MemoryError):
-            return False
-        raise
-    return True
+def _turns(seconds: float) -> int:
+    """Return how many turns a worker spins in some time; a pause takes 10 to 140 cycles."""
+    turns, box = 1000, np.zeros(_workers.EACH_THREAD // 8, np.int64)
+    _workers.work(box.ctypes.data, 0, 0)  # compiled, and `wake`, too, which is needed at exit
+    _workers.wake(box.ctypes.data, 0)
+    spans = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        _workers.work(box.ctypes.data, 0, turns)
+        spans.append(time.perf_counter() - begun)
+    return max(1, int(turns * seconds / max(min(spans), 1e-9)))
 
 
 def _after_fork() -> None:
     """Forget threads, which do not survive a fork; the child starts its own when it needs them."""
-    _jobs.clear()
-    _workers.clear()
+    _teams.append(_Team())
     global_compiler_lock.release()
 
 

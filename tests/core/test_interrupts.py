@@ -97,7 +97,7 @@ CALLS = {
 def small_blocks(monkeypatch):
     """Several threads work on each call, however small."""
     monkeypatch.setattr(blocks, "_SERIAL_BYTES", 0)
-    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(blocks, "_SMALLEST_BLOCK", 64)
     monkeypatch.setattr(_threads, "num_threads", lambda: 3)
 
 

@@ -213,8 +213,8 @@ def test_no_source_file_is_long():
     assert lines_of_code('"""A docstring."""\n\n# a comment\nx = (\n    1,\n)\n') == 3
 
 
-_LLVM = {f"kernels/cpu/{name}" for name in ("_elements", "_intrinsics", "_sharing", "_vectors")} | {
-    "kernels/cuda/_intrinsics"
+_LLVM = {"kernels/cuda/_intrinsics"} | {
+    f"kernels/cpu/{name}" for name in ("_atomic", "_elements", "_intrinsics", "_sharing", "_vectors", "_workers")
 }
 _CUDA = {
     "_jit",

@@ -439,59 +439,50 @@ print("sorted", helpers())
     assert python(tmp_path, script, NUMBA_NUM_THREADS="7") == ["sorted", "6"]
 
 
-class Interrupted:
-    """A compiled kernel whose caller is interrupted before it begins, while helpers are on their way."""
-
-    overloads = True
-
-    def __init__(self, kernel):
-        self.kernel, self.helpers = kernel, 0
-
-    def __call__(self, claims, *arguments):
-        if len(claims) == _threads.SLOTS:  # the caller's
-            until(lambda: self.helpers, "a helper")
-            raise KeyboardInterrupt
-        self.helpers += 1
-        self.kernel(claims, *arguments)
+def interrupted(*_):
+    raise KeyboardInterrupt
 
 
-def test_helpers_do_nothing_for_a_caller_who_is_interrupted_before_it_begins(monkeypatch):
-    """All blocks are written, or none: the caller begins them in compiled code, and waits there for the last."""
+def test_workers_do_nothing_for_a_caller_who_is_interrupted_before_it_begins(monkeypatch):
+    """All blocks are written, or none: the caller offers them in compiled code, and waits there for the last."""
     weight, ids, out = np.ones((50_000, 64)), np.arange(50_000), np.zeros((50_000, 64))
     monkeypatch.setattr(_threads, "num_threads", lambda: 3)
     se.gather(weight, ids, out=out)
     assert out.all()
     out[...] = 0
-    kernel = Interrupted(reading.gather_kernels.gather_rows)
-    monkeypatch.setattr(reading.gather_kernels, "gather_rows", kernel)
+    monkeypatch.setattr(reading.gather_kernels, "gather_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         se.gather(weight, ids, out=out)
-    assert kernel.helpers
     time.sleep(0.2)
     assert not out.any()
-    assert not _threads._jobs
     monkeypatch.undo()
     se.gather(weight, ids, out=out)
     assert out.all()
 
 
-def test_an_interrupt_while_a_thread_is_woken_loses_none(monkeypatch):
-    table, ids = se.EmbeddingTable(50_000, 64, rng=0), np.arange(50_000)
-    monkeypatch.setattr(_threads, "num_threads", lambda: 2)
-    table.lookup(ids)
-    avoid, workers = _threads._Worker.avoid, list(_threads._workers)
-    assert workers
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interrupt_while_a_thread_is_started_loses_none(after, monkeypatch):
+    """Whether the thread runs already or never will, the next call has workers."""
+    weight, ids = np.ones((50_000, 64)), np.arange(50_000)
+    monkeypatch.setattr(_threads, "_teams", [_threads._Team()])
+    monkeypatch.setattr(_threads, "num_threads", lambda: 3)
+    start = _threads._Worker.start
 
-    def interrupted(self, core):
-        monkeypatch.setattr(_threads._Worker, "avoid", avoid)
+    def interrupted_start(self):
+        if after:
+            start(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_threads._Worker, "avoid", interrupted)
+    monkeypatch.setattr(_threads._Worker, "start", interrupted_start)
     with pytest.raises(KeyboardInterrupt):
-        table.lookup(ids)
-    table.lookup(ids)
-    assert list(_threads._workers) == workers
-    assert all(worker.is_alive() for worker in workers)
+        se.gather(weight, ids)
+    monkeypatch.setattr(_threads._Worker, "start", start)
+    assert se.gather(weight, ids).all()
+    team = _threads._teams[-1]
+    until(lambda: len(team.workers) == 2, "the second worker")
+    assert all(worker.is_alive() for worker in team.workers)
+    team.end()
+    assert not any(worker.is_alive() for worker in team.workers)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
@@ -502,13 +493,14 @@ def test_a_thread_that_cannot_start_means_fewer_helpers(error, monkeypatch):
     def start(self):
         raise error
 
-    monkeypatch.setattr(_threads, "num_threads", lambda: len(_threads._workers) + 3)
+    team = _threads._teams[-1]
+    monkeypatch.setattr(_threads, "num_threads", lambda: len(team.workers) + 3)
     monkeypatch.setattr(_threads._Worker, "start", start)
-    workers = list(_threads._workers)
+    workers = list(team.workers)
     table.update(ids, np.ones((50_000, 64), np.float32))
     assert table.step == 2
     assert (table.weight == -1).all()
-    assert list(_threads._workers) == workers
+    assert list(team.workers) == workers
 
 
 @POSIX
@@ -598,19 +590,15 @@ PARTS = [np.arange(30_000)[::-1].copy(), np.arange(3), np.arange(0), np.arange(4
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_several_jobs_are_started_by_one_wake_up(threads, monkeypatch):
+def test_several_jobs(threads, monkeypatch):
     weight = np.random.default_rng(0).standard_normal((40_000, 64))
     monkeypatch.setattr(_threads, "num_threads", lambda: threads)
-    asked, ask = [], _threads._ask
-    monkeypatch.setattr(_threads, "_ask", lambda helpers, batch: (asked.append(helpers), ask(helpers, batch)))
     assert _threads.run_all([]) == []
     for _ in range(20):
         jobs, outs = jobs_of(weight, PARTS)
         assert _threads.run_all(jobs) == [False] * len(PARTS)
         for ids, out in zip(PARTS, outs, strict=True):
             np.testing.assert_array_equal(out, weight[ids])
-    assert asked == ([threads - 1] * 20 if threads > 1 else [])
-    assert not _threads._jobs
 
 
 def test_each_job_says_whether_it_met_ids_out_of_range():
@@ -625,13 +613,12 @@ def test_an_interrupt_between_jobs_leaves_the_first_ones_done_and_the_rest_alone
     _threads.run_all(jobs)
     for out in outs:
         out[...] = 0
-    jobs[1] = jobs[1]._replace(kernel=Interrupted(jobs[1].kernel))
+    jobs[1] = jobs[1]._replace(kernel=interrupted)
     with pytest.raises(KeyboardInterrupt):
         _threads.run_all(jobs)
     time.sleep(0.2)
     assert [out.all() for out in outs] == [True, False, False]
     assert [out.any() for out in outs] == [True, False, False]
-    assert not _threads._jobs
 
 
 @POSIX

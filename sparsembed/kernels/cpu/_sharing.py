@@ -1,93 +1,59 @@
-"""How threads share the blocks of a call: atomic counters, and spin-waits."""
+"""How threads share the blocks of a call: counters in an array, which each kernel has as its first argument."""
 
-import os
-import platform
-import time
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from ..._jit import inline
+from ._atomic import add, load, rest
+from ._intrinsics import row_address
+from ._workers import close_job, open_job, shared, take
 
-# Indices into the claims array: three counters, one cache line apart, then two flags.
-NEXT, DONE, MEMBERS, BEGUN, WRONG, SLOTS = 0, 8, 16, 24, 25, 32
-_I32 = ir.IntType(32)
-_SPINS = 1000  # not measured: longer than the rest of a block, shorter than a time slice of the scheduler
-_PATIENCE = 50_000  # turns, about 20 ms; then the caller was interrupted, or its core is taken
-
-
-@intrinsic
-def _add_to(typing, claims, slot, value):
-    """Atomically add to a shared counter and return the old value; sequentially consistent."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        struct = context.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = builder.gep(struct.data, [arguments[1]])
-        return builder.atomic_rmw("add", pointer, arguments[2], "seq_cst")
-
-    return types.int64(claims, types.intp, types.int64), codegen
+# Indices into the claims array: two counters, one cache line apart, then what is written once.
+# BOX: address of the numbers of workers, or 0; BLOCKS: of the call; PLACES: how many workers may help; AWAKE: how
+# many are to be awake; WAITED: for how many turns the caller has waited for others at the end.
+NEXT, DONE, BOX, WRONG, BLOCKS, PLACES, AWAKE, WAITED, SLOTS = 0, 8, 16, 17, 18, 19, 20, 21, 24
 
 
 @intrinsic
-def _rest(typing, turns):
-    """Pause; after many turns yield the core, since the thread that is waited for may need it."""
+def enter(typing, claims):
+    """Begin the work: offer this call of the kernel to workers, if there is a box; return True.
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        nothing = ir.FunctionType(ir.VoidType(), [])
-        if os.name == "posix":
-            many = builder.icmp_signed(">", arguments[0], arguments[0].type(_SPINS))
-            with builder.if_then(many, likely=False):
-                give_way = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_I32, []), "sched_yield")
-                builder.call(give_way, [])
-        if platform.machine() in ("x86_64", "AMD64"):
-            pause = cgutils.get_or_insert_function(builder.module, nothing, "llvm.x86.sse2.pause")
-            builder.call(pause, [])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
-if config.DISABLE_JIT:
-
-    def _add_to(claims, slot, value):
-        claims[slot] += value
-        return claims[slot] - value
-
-    def _rest(turns):
-        time.sleep(0)
-
-
-@inline
-def enter(claims):
-    """Begin the work (caller), or wait until the caller has begun (helper); return whether to work.
-
-    The caller begins here and waits in `leave`, both in compiled code, so an interrupt cannot come between the first
-    block and the last.  A helper has a claims array that is one number shorter.  If the caller does not begin in time,
-    for example after an interrupt, the helper returns False and has written nothing.
+    To be called first, in the kernel itself, whose first argument is `claims`.  Worker number k of the call is given a
+    claims array that is said to be k numbers longer.  The caller begins here and waits in `leave`, both in compiled
+    code, so an interrupt cannot come between the first block and the last.
     """
-    if claims.shape[0] == SLOTS:
-        claims[BEGUN] = 1
-        return True
-    turns = 0
-    while _add_to(claims, BEGUN, 0) == 0:
-        turns += 1
-        if turns > _PATIENCE:
-            return False
-        _rest(turns)
-    return True
+    opening = typing.resolve_value_type(open_job)
+    opened = opening.get_call_type(typing, (types.int64,) * 6, {})
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        size = cgutils.unpack_tuple(builder, array.shape)[0]
+        number = size.type
+        box, *asked = (builder.gep(array.data, [number(each)]) for each in (BOX, BLOCKS, PLACES, AWAKE))
+        given = builder.icmp_signed("!=", builder.load(box), number(0))
+        with builder.if_then(builder.and_(given, builder.icmp_signed("==", size, number(SLOTS))), likely=False):
+            # An array is passed field by field, and its length is the first number of its shape.
+            length = context.data_model_manager[signature.args[0]].get_field_position("shape")
+            handed = [builder.ptrtoint(each, number) for each in shared(builder, length, SLOTS)]
+            job = [builder.load(box), *handed, *map(builder.load, asked)]
+            builder.store(context.get_function(opening, opened)(builder, job), box)
+        return context.get_constant(types.boolean, True)
+
+    return types.boolean(claims), codegen
 
 
 @inline
 def leave(claims, num_blocks):
     """Wait until every block is written, if this thread is the caller; return whether it is the caller."""
-    if claims.shape[0] == SLOTS:
-        wait(claims, num_blocks)
-        return True
-    return False
+    if claims.shape[0] != SLOTS:
+        return False
+    if claims[BOX] != 0:
+        claims[WAITED] = close_job(claims[BOX])
+    return True
 
 
 @inline
@@ -103,25 +69,34 @@ def within(i, num_rows, claims):
 @inline
 def claim(claims):
     """Return the next block that no thread has taken."""
-    return _add_to(claims, NEXT, 1)
+    if claims[BOX] != 0:
+        return take(claims[BOX], claims.shape[0] - SLOTS)
+    return add(row_address(claims, NEXT), 1)
 
 
 @inline
 def finish(claims):
-    """Report one block as written."""
-    _add_to(claims, DONE, 1)
+    """Report one block as written; `leave` needs no report of blocks that workers share."""
+    if claims[BOX] == 0:
+        add(row_address(claims, DONE), 1)
 
 
 @inline
 def join(claims):
     """Return the number of this thread among the threads of the call, from 0."""
-    return _add_to(claims, MEMBERS, 1)
+    return claims.shape[0] - SLOTS
 
 
 @inline
 def wait(claims, num_blocks):
     """Wait until every block is written; the threads that claimed the blocks are running."""
     turns = 0
-    while _add_to(claims, DONE, 0) < num_blocks:
+    while load(row_address(claims, DONE)) < num_blocks:
         turns += 1
-        _rest(turns)
+        rest(turns)
+
+
+if config.DISABLE_JIT:
+
+    def enter(claims):
+        return True
