@@ -107,6 +107,15 @@ class Engine(Protocol):
         """Return the words of a plan's repr about its rows."""
 
     # Reading.
+    def gather_few(self, weight: Any, ids: Any) -> Any:
+        """Return the rows of a small batch of the caller's arrays, or None: then checks and `gather` have to do it.
+
+        Raises nothing; an id out of range gives None, too.  Lookups of rows that miss no steps try this first.
+        """
+
+    def pool_few(self, weight: Any, place: Any, mode: int, padding: int) -> Any:
+        """Return the pooled rows of a small batch, or None, as `gather_few`."""
+
     def gather(self, call: Any, table: Any, flat: Any, out: Any, missed: Any = None) -> None:
         """``out[i] = weight[flat[i]]``."""
 

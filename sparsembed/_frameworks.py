@@ -20,6 +20,7 @@ class Framework:
 
     name = "numpy"
     on_gpu = "ours"  # the kind of array of results on a GPU
+    takes_any = True  # whether `of_numpy` copies no array, wherever it starts
 
     @property
     def module(self) -> Any:
@@ -65,6 +66,10 @@ class Framework:
                 f"{type(error).__name__}: {error}; convert it with np.array"
             ) from error
 
+    def plain(self, value: Any) -> Array | None:
+        """View an array in host memory as a NumPy array at the cost of one call; None where `to_numpy` is needed."""
+        return None
+
     def of_numpy(self, result: Array) -> Any:
         """Return a fresh NumPy array as an array of this framework, without a copy."""
         return result
@@ -106,11 +111,20 @@ class _Torch(Framework):
 
     def to_numpy(self, value: Any, name: str) -> Array:
         """View a tensor as a NumPy array; a tensor with a lazy negation or conjugation is copied."""
+        if (array := self.plain(value)) is not None:
+            return array
         if value.device.type != "cpu":
             raise TypeError(f"{name} is on {value.device}, expected host memory; move it with .cpu()")
         if str(value.dtype) == "torch.bfloat16":
             raise TypeError(f"{name} is bfloat16, which NumPy does not have; convert with .float()")
         return np.asarray(value.detach().resolve_conj().resolve_neg())
+
+    def plain(self, value: Any) -> Array | None:
+        try:
+            array: Array = (value.detach() if value.requires_grad else value).numpy()
+        except Exception:  # on a GPU, sparse, negated lazily, or within a transform of torch.func
+            return None
+        return array
 
     def of_numpy(self, result: Array) -> Any:
         return self.module.from_numpy(_writeable(result))
@@ -145,6 +159,7 @@ class _Torch(Framework):
 
 class _Jax(Framework):
     name = on_gpu = "jax"
+    takes_any = False
 
     def is_on_gpu(self, value: Any) -> bool:
         platform = getattr(value, "platform", None)  # a tracer has no platform

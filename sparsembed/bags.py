@@ -51,10 +51,11 @@ class Bags:
     def __init__(self, ids: Any, offsets: Any, per_sample_weights: Any = None) -> None:
         self._engine = engine = engine_of(ids, offsets, per_sample_weights)
         self._plan = ids if isinstance(ids, Plan) else None
-        if self._plan is not None and engine is not CPU:
-            raise TypeError("ids must be an array: on a GPU bags are not made of plans")
-        if self._plan is not None and self._plan.several:
-            raise ValueError("ids is a plan of several lookups; a bag needs the plan of one array")
+        if self._plan is not None:
+            if engine is not CPU:
+                raise TypeError("ids must be an array: on a GPU bags are not made of plans")
+            if self._plan.several:
+                raise ValueError("ids is a plan of several lookups; a bag needs the plan of one array")
         given = {"ids": original(ids), "offsets": offsets, "per_sample_weights": per_sample_weights}
         flat, shape = engine.ids(given["ids"])
         if len(shape) != 1:
@@ -69,8 +70,7 @@ class Bags:
     def _hold(self, place: Any, given: dict[str, Any]) -> None:
         """Set `_place` and the public attributes: the engine's views on the CPU, the given arrays on a GPU."""
         self._place = place
-        host = {"ids": place.ids, "offsets": place.offsets, "per_sample_weights": place.weights}
-        self.ids, self.offsets, self.per_sample_weights = (host if self._engine is CPU else given).values()
+        self.ids, self.offsets, self.per_sample_weights = place[:3] if self._engine is CPU else given.values()
 
     @classmethod
     def from_padded(cls, ids: Any, padding_idx: int | None = 0, per_sample_weights: Any = None) -> "Bags":

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from . import _check as check
-from ._engine import engine_of
+from ._engine import CPU, engine_of
 from ._gradients import lookup_parts
 from .gradient import RowGradient
 from .plan import Plan, as_batch, is_several, parts_of
@@ -49,6 +49,8 @@ def gather(weight: Any, ids: Any, out: Any = None) -> Any:
            [2., 3.],
            [0., 1.]])
     """
+    if out is None and (found := CPU.gather_few(weight, ids)) is not None:
+        return found
     if out is not None and is_several(ids.ids if isinstance(ids, Plan) else ids):
         raise ValueError("out must be left out when ids are several lookups")
     engine = engine_of(weight, ids, out)
@@ -57,6 +59,8 @@ def gather(weight: Any, ids: Any, out: Any = None) -> Any:
 
 def lookup(engine: Any, table: Any, given: Any, ids: Any, out: Any = None, contents: Any = None) -> Any:
     """`gather` of a weight that the caller has `given`, or of a table's contents, whose rows may have missed steps."""
+    if contents is not None and contents.is_free and (found := engine.gather_few(table.array, ids)) is not None:
+        return found
     if not isinstance(ids, list | tuple | Plan):
         return _rows(engine, table, given, ids, "ids", out, contents)
     plan = ids if isinstance(ids, Plan) and ids._engine is engine else None

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from . import _check as check
-from ._engine import engine_of
+from ._engine import CPU, engine_of
 from ._gradients import Pooled, arrays_of, check_bags, place_of, pooled
 from .bags import Bags
 from .gradient import RowGradient
@@ -50,15 +50,28 @@ def pool(weight: Any, bags: Bags, mode: str = "sum", out: Any = None, *, padding
     >>> se.pool(np.array([[0.0], [4.0]]), bags, mode="mean").ravel()
     array([3., 4.])
     """
+    if out is None and padding_idx is None and (found := pool_few(CPU, weight, bags, mode, -1)) is not None:
+        return found
     engine = engine_of(weight, bags, out)
     table = engine.weight(weight)
     return pool_bags(engine, table, weight, bags, mode, out, check.padding(padding_idx, table.num_rows))
+
+
+def pool_few(engine: Any, weight: Any, bags: Any, mode: Any, padding: int) -> Any:
+    """Return `pool` of a small batch whose arguments need no further check, or None."""
+    if type(bags) is not Bags or bags._engine is not engine or type(mode) is not str or mode not in check.MODES:
+        return None
+    return engine.pool_few(weight, bags._place, check.MODES[mode], padding)
 
 
 def pool_bags(
     engine: Any, table: Any, given: Any, bags: Bags, mode: str, out: Any, padding: int, contents: Any = None
 ) -> Any:
     """Return `pool` of the caller's weight, or of a table's contents, whose rows may have missed steps."""
+    if contents is not None and contents.is_free:
+        found = pool_few(engine, table.array, bags, mode, padding)
+        if found is not None:
+            return found
     number = check_bags(engine, bags, mode)
     place = place_of(engine, bags, table.result)
     call = engine.begin(contents, places=(place,), like=place.caller, weight=given, out=out, **arrays_of(bags))

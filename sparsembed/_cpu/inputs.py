@@ -7,11 +7,13 @@ import numpy as np
 from .. import _check as check
 from .._frameworks import as_array
 from .._typing import Array
+from ..kernels.cpu import few
+from ..kernels.cpu._rows import NEAR_BYTES
 from ..kernels.cpu.sort import first_outside
 from .blocks import lines_of
 from .views import overlaps, read_only, row_wise
 
-_IDS = frozenset({np.dtype(np.int32), np.dtype(np.int64)})
+IDS = frozenset({np.dtype(np.int32), np.dtype(np.int64)})
 _HALF = np.dtype(np.float16)
 
 
@@ -21,6 +23,7 @@ class Table(NamedTuple):
     array: Array  # (num_rows, dim), which updates change
     read: Array  # the same memory read-only, float16 as uint16: one compiled kernel serves all
     lines: int  # cache lines of a row to prefetch
+    fetch: int  # the same for lookups: none where the table lies in the cache
     by_row: bool  # whether each row is contiguous
     result: np.dtype[Any]  # dtype of results
     num_rows: int
@@ -36,7 +39,9 @@ def table_of(array: Array) -> Table:
     by_row = array.strides[1] == array.itemsize or array.shape[1] == 1
     result = np.dtype(np.float32) if half else array.dtype
     num_rows, dim = array.shape
-    return Table(array, read, lines_of(array), by_row, result, num_rows, dim, array.dtype)
+    lines = lines_of(array)
+    fetch = lines if array.nbytes > NEAR_BYTES else 0
+    return Table(array, read, lines, fetch, by_row, result, num_rows, dim, array.dtype)
 
 
 def weight(value: Any, name: str = "weight", writeable: bool = False) -> Table:
@@ -95,7 +100,7 @@ def _address(array: Array) -> int:
 def id_array(value: Any, name: str = "ids") -> Array:
     """Check the dtype of ids, and return an int32 or int64 array of any shape."""
     array = as_array(value, name)
-    if array.dtype not in _IDS:
+    if array.dtype not in IDS:
         if array.size == 0 and isinstance(value, list | tuple):
             return array.astype(np.int64)  # np.asarray([]) is float64
         advice = "convert with .astype(np.int64)" if array.dtype.kind in "biuf" else "pass an array of whole numbers"
@@ -105,11 +110,11 @@ def id_array(value: Any, name: str = "ids") -> Array:
 
 def ids(value: Any, name: str = "ids") -> tuple[Array, tuple[int, ...]]:
     """Check the dtype of ids; return flat read-only ids, and their shape."""
-    array = value if type(value) is np.ndarray and value.dtype in _IDS else id_array(value, name)
+    array = value if type(value) is np.ndarray and value.dtype in IDS else id_array(value, name)
     if array.ndim != 1 or not (array.flags.c_contiguous and array.flags.aligned):
         return read_only(array).reshape(-1), array.shape
     flat = array.view()
-    flat.flags.writeable = False
+    flat.setflags(write=False)
     return flat, array.shape
 
 
@@ -138,7 +143,13 @@ def flat_ids(value: Any, num_rows: int, name: str = "ids") -> tuple[Array, tuple
 
 def offsets(value: Any, n: int) -> Array:
     """Check the offsets of bags of n ids; return an int64 copy."""
-    ends = id_array(value, "offsets").astype(np.int64)
+    given = value if type(value) is np.ndarray and value.dtype in IDS else id_array(value, "offsets")
+    if given.ndim == 1 and len(given) and given.flags.c_contiguous and given.flags.aligned:
+        ends = np.empty(len(given), np.int64)
+        if few.copy_offsets(given, n, ends):
+            ends.setflags(write=False)
+            return ends
+    ends = given.astype(np.int64)
     if ends.ndim != 1 or len(ends) == 0:
         raise ValueError(f"offsets must have shape (num_bags + 1,), got {ends.shape}")
     if ends[0] != 0:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 ALIGNMENT = 64
+LARGE = 1 << 22  # results of at least this size are written with non-temporal stores, past the cache
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

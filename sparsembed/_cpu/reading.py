@@ -8,16 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _check as check
-from .._frameworks import Framework
+from .._frameworks import NUMPY, Framework, framework_of
 from .._typing import Array
+from ..kernels.cpu import few
 from ..kernels.cpu import gather as gather_kernels
 from ..kernels.cpu import pool as pool_kernels
+from ..kernels.cpu._rows import NEAR_BYTES
 from . import threads
 from .blocks import LINE, blocks_of, padded, scratch
 from .catch_up import Missed
-from .inputs import Table
+from .inputs import IDS, Table
+from .memory import LARGE
 
-_STREAM_BYTES = 1 << 22  # outputs of at least this size are written with non-temporal stores, past the cache
+_FEW_BYTES = 1 << 21  # bytes of rows of a small batch: one thread, in one call, is as fast as two
 
 
 class Place(NamedTuple):
@@ -34,6 +37,62 @@ class Place(NamedTuple):
         return len(self.offsets) - 1
 
 
+def gather_few(weight: Any, ids: Any) -> Any:
+    """Return the rows of a small batch, checked and copied in one compiled call, or None if `gather` has to do it."""
+    array, caller = (ids, NUMPY) if type(ids) is np.ndarray else _plain(ids)
+    if type(weight) is not np.ndarray:
+        weight, kind = _plain(weight)
+        caller = caller if kind is NUMPY else kind
+    if weight is None or array is None or not _is_quick(weight) or array.dtype not in IDS:
+        return None
+    dim, n = weight.shape[1], array.size
+    most = _FEW_BYTES << (weight.nbytes <= NEAR_BYTES)
+    if n * dim * weight.itemsize > most or not array.flags.carray:
+        return None
+    if array.ndim == 1:
+        out = rows = np.empty((n, dim), weight.dtype)
+    else:
+        out = np.empty((*array.shape, dim), weight.dtype)
+        array, rows = array.reshape(n), out.reshape(n, dim)
+    if not few.gather_few(weight, array, rows):
+        return None
+    return out if caller is NUMPY else caller.of_numpy(out)
+
+
+def pool_few(weight: Any, place: Place, mode: int, padding: int) -> Any:
+    """Return the pooled rows of a small batch, in one compiled call; None if `pool` has to do it."""
+    caller = place.caller
+    if type(weight) is not np.ndarray:
+        weight, kind = _plain(weight)
+        caller = caller if kind is NUMPY else kind
+    ids, offsets, weights, _ = place
+    if weight is None or weights is not None or mode == check.MODES["max"] or not _is_quick(weight):
+        return None
+    dim, num_bags = weight.shape[1], len(offsets) - 1
+    most = (
+        2 * _FEW_BYTES if weight.nbytes > NEAR_BYTES else 8 * _FEW_BYTES
+    )  # rows in the cache take a quarter of the time
+    if not caller.takes_any:
+        return None
+    if (len(ids) + num_bags) * dim * weight.itemsize > most and threads.num_threads() > 1:
+        return None
+    out = np.empty((num_bags, dim), weight.dtype)
+    if not few.pool_few(weight, ids, offsets, mode, padding, out):
+        return None
+    return out if caller is NUMPY else caller.of_numpy(out)
+
+
+def _plain(value: Any) -> tuple[Array | None, Framework]:
+    """Return a view of an array of another framework, if that takes no time, and its framework."""
+    framework = framework_of(value)
+    return framework.plain(value), framework
+
+
+def _is_quick(weight: Array) -> bool:
+    """Whether kernels of small batches are compiled for such a weight."""
+    return weight.dtype in check.FLOATS and weight.flags.carray and weight.ndim == 2 and weight.shape[1] > 0
+
+
 def gather(call: Any, table: Table, flat: Array, out: Array, missed: Missed | None = None) -> None:
     """``out[i] = weight[flat[i]]``; out (n, dim)."""
     weight = table.read
@@ -41,10 +100,11 @@ def gather(call: Any, table: Table, flat: Array, out: Array, missed: Missed | No
     how = gather_kernels.ELEMENTS
     if table.by_row and weight.dtype == out.dtype:
         how = gather_kernels.ROWS
-        if out.nbytes >= _STREAM_BYTES and out.strides[0] % LINE == 0:
+        if out.nbytes >= LARGE and out.strides[0] % LINE == 0:
             how = gather_kernels.STREAM if out.__array_interface__["data"][0] % LINE == 0 else how
     rows = None if missed is None else missed.reading(num_blocks)
-    where = (block_size, weight, flat, how, table.lines, rows, out)
+    lines = table.fetch if missed is None else table.lines
+    where = (block_size, weight, flat, how, lines, rows, out)
     if threads.run(gather_kernels.gather_rows, num_blocks, *where):
         raise changed()
 
@@ -61,8 +121,9 @@ def pool(
         if threads.run(pool_kernels.pool_max, num_blocks, *bags, padding, rows, out, winners):
             raise changed()
         return winners
-    space = scratch(num_blocks, table.dim, out.dtype)
-    how = (place.weights, mode, padding, table.lines, space, rows)
+    space = None if table.by_row and missed is None else scratch(num_blocks, table.dim, out.dtype)
+    lines = table.fetch if missed is None else table.lines
+    how = (place.weights, mode, padding, lines, space, rows)
     if threads.run(pool_kernels.pool_rows, num_blocks, *bags, *how, out):
         raise changed()
     return None

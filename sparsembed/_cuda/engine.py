@@ -5,7 +5,7 @@ from .catch_up import flush, missed
 from .gradients import allow_check, of_bags, of_gradient, of_lookups, refuse_infinite
 from .inputs import check_writeable, gradient, ids, offsets, sample_weights, weight
 from .launch import add_rows, segment_sum, update
-from .reading import Place, gather, pool, weights_gradient
+from .reading import Place, gather, gather_few, pool, pool_few, weights_gradient
 from .sorting import check_bags, check_ids, fits, part, shown, sort
 from .store import (
     adopt,

@@ -36,6 +36,14 @@ class Place(NamedTuple):
         return self.ids, self.offsets, self.num_bags
 
 
+def gather_few(weight: Any, ids: Any) -> Any:
+    """Return None: a batch of any size takes the same launch."""
+
+
+def pool_few(weight: Any, place: Place, mode: int, padding: int) -> Any:
+    """Return None, as `gather_few`."""
+
+
 def gather(call: Call, table: Table, flat: DeviceArray, out: DeviceArray, missed: Any = None) -> None:
     """``out[i] = weight[flat[i]]``; out (n, dim)."""
     if missed is None:

@@ -412,5 +412,6 @@ def test_calls_are_counted_and_few():
     assert bench_calls.count(lambda: [abs(-1), str(2)])[0] == 0
     for rule in ("SGD", "SparseAdam"):
         counts = {name: bench_calls.count(call)[0] for name, call in bench_calls.calls(rule).items()}
-        assert 0 < counts["lookup"] <= 15, counts
+        for name, most in {"lookup": 6, "gather": 5, "pool": 7}.items():
+            assert 0 < counts[name] <= most, counts
         assert 0 < counts["update"] <= 45, counts

@@ -282,14 +282,9 @@ def test_arithmetic_keeps_the_dtype_of_the_table():
         assert floats_in(TREES[f"kernels/cpu/{name}"]) == [], name
     for name in ("gather", "segment", "update", "pool", "sort", "catch_up", "_sharing"):
         assert floats_in(TREES[f"kernels/cuda/{name}"]) == [], name
-    for function in (
-        "_add_rows",
-        "_pool_columns",
-        "pool_rows",
-        "pool_max",
-        "_factor",
-    ):  # divisors are computed in float64
-        assert floats_in(functions_of("kernels/cpu/pool")[function]) == [], function
+    for file, names in {"pool": "_add_rows pool_rows pool_max _factor", "_bags": "_pool_columns pool_bag"}.items():
+        for function in names.split():  # divisors are computed in float64
+            assert floats_in(functions_of(f"kernels/cpu/{file}")[function]) == [], function
 
 
 def test_kernels_neither_allocate_nor_raise_nor_read_outside():
