@@ -20,6 +20,7 @@ CHOSEN = (
     r"Peers\..*(torch_training|fbgemm_pooled|torch_pool)', 'production'",
     r"bench_memory\.(Table\.track_state.*'(SparseAdam|RowwiseAdagrad)'|Workspace.*'SparseAdam', 'uniform'|Peak)",
     r"bench_first_call",
+    r"bench_grid",
     r"track_threads",
 )
 

@@ -1,0 +1,1 @@
+"""One grid for all operations, ours beside the fastest peer: ``python -m benchmarks.grid``."""
