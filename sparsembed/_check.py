@@ -146,3 +146,14 @@ def padding(value: Any, num_rows: int) -> int:
     if index >= num_rows:
         raise IndexError(f"padding_idx must be below num_rows = {num_rows}, got {index}")
     return index
+
+
+def changed() -> IndexError:
+    """Return the error for ids that another thread changed between their check and their use.
+
+    Kernels check the range of each id they read, so such a change cannot make them read outside of the table.
+    """
+    return IndexError(
+        "ids were changed by another thread while their rows were read, and some were out of range; leave them as they "
+        "are until the call returns, or pass a copy"
+    )

@@ -47,6 +47,7 @@ class Contents:
     where: Any  # where the table lies, as its engine describes it
     is_free: bool  # whether lookups need no lock
     padding: int  # -1 for none
+    few: dict[Any, Any]  # what the engine keeps for calls with few ids
     # Told the rows of each step before they are written: an interrupt may name rows in vain, and cannot miss any.
     watch: Callable[[Any], None] | None
 
@@ -62,6 +63,7 @@ class Contents:
         if "options" in parts:
             padding = parts["options"].padding_idx
             parts = parts | {"padding": -1 if padding is None else padding}
+        parts = parts | {"few": {}}  # made for the old parts
         if "history" in parts:
             parts = parts | {"is_free": parts["history"] is None and self.engine.locks_free}
         vars(self).update(parts)
@@ -117,20 +119,21 @@ class Contents:
             exact = rule.hyper(step + 1)
             hyper = rule.cast(exact, step + 1, self.table.dtype)
             check_next(rule, step)
-            missed = None if self.history is None else self._before_step(step + 1, exact)
+            self.record(step + 1, exact)
+            missed = self.engine.missed(self)
             if self.watch is not None:
                 self.watch(self.engine.part(rows, "rows"))
             self.engine.update(call, self, rows, grads, skip, hyper, missed, recording)
         rows.recycle()
 
-    def _before_step(self, step: int, hyper: tuple[float, ...]) -> Any:
-        """Record the next step in the history; return the missed steps up to the step before it."""
-        history = self.synced()
-        if history.full or not history.takes(hyper):
-            self.engine.flush(self)
+    def record(self, step: int, hyper: tuple[float, ...]) -> None:
+        """Record the next step in the history, which then holds the steps before it; nothing if rows miss no steps."""
+        if self.history is not None:
             history = self.synced()
-        history.record(step, hyper)
-        return self.engine.missed(self)
+            if history.full or not history.takes(hyper):
+                self.engine.flush(self)
+                history = self.synced()
+            history.record(step, hyper)
 
     def set_rule(self, rule: Rule) -> None:
         """Replace the hyperparameters; if more than the learning rate changes, all rows catch up first."""

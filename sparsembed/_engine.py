@@ -37,6 +37,7 @@ class Engine(Protocol):
     locks_free: bool  # whether lookups of rows that miss no steps need no lock
     sums_max_apart: bool  # whether gradients of several max-pooled lookups are summed lookup by lookup
     checks_plans: bool  # whether the ids of a plan have been checked
+    checks_while_reading: bool  # whether `gather` and `pool` check ids, so that a new result needs no check before
     Place: Any  # NamedTuple of where bags lie: ids, offsets, weights, caller
 
     # Input arrays: checked, and viewed without a copy where that is possible.
@@ -107,17 +108,17 @@ class Engine(Protocol):
         """Return the words of a plan's repr about its rows."""
 
     # Reading.
-    def gather_few(self, weight: Any, ids: Any) -> Any:
+    def gather_few(self, weight: Any, ids: Any, table: Any = None) -> Any:
         """Return the rows of a small batch of the caller's arrays, or None: then checks and `gather` have to do it.
 
         Raises nothing; an id out of range gives None, too.  Lookups of rows that miss no steps try this first.
         """
 
-    def pool_few(self, weight: Any, place: Any, mode: int, padding: int) -> Any:
+    def pool_few(self, weight: Any, place: Any, mode: int, padding: int, table: Any = None) -> Any:
         """Return the pooled rows of a small batch, or None, as `gather_few`."""
 
-    def gather(self, call: Any, table: Any, flat: Any, out: Any, missed: Any = None) -> None:
-        """``out[i] = weight[flat[i]]``."""
+    def gather(self, call: Any, table: Any, flat: Any, out: Any, missed: Any = None) -> Any:
+        """``out[i] = weight[flat[i]]``; returns whether ids were out of range, on the CPU."""
 
     def pool(self, call: Any, table: Any, place: Any, mode: int, padding: int, out: Any, missed: Any = None) -> Any:
         """Pool the rows of each bag into `out`; returns the winner of each element in mode max."""
@@ -161,6 +162,25 @@ class Engine(Protocol):
         recording: bool = False,
     ) -> None:
         """Run the rule on every row except `skip` and count the step; an interrupt cannot separate the two."""
+
+    # Calls with few ids, in one compiled call: they return None or False, with nothing written, for what they do not
+    # take and for what they refuse; the functions above then raise the error.
+    def lookup_few(self, contents: Any, ids: Any) -> Any:
+        """Return the rows of a table, which may have missed steps, or None."""
+
+    def update_few(self, contents: Any, ids: Any, grad_out: Any) -> bool:
+        """Take a step from lookups; return whether it was taken."""
+
+    def update_bags_few(self, contents: Any, bags: Any, grad_out: Any, mode: Any) -> bool:
+        """Take a step from a pooled lookup; return whether it was taken."""
+
+    def add_few(self, weight: Any, ids: Any, values: Any, alpha: float) -> bool:
+        """Add rows to a weight; return whether it was done."""
+
+    def sum_few(
+        self, ids: Any, grad_out: Any, num_rows: int, dim: int | None, dtype: Any, padding: int, by_count: bool
+    ) -> Any:
+        """Return rows without the padding row, and the sum of each row's gradients."""
 
     # Tables.
     def place(self, device: str) -> Any:

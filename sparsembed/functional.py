@@ -6,6 +6,7 @@ import numpy as np
 
 from . import _check as check
 from ._engine import CPU, engine_of
+from ._frameworks import framework_of
 from ._gradients import lookup_parts
 from .gradient import RowGradient
 from .plan import Plan, as_batch, is_several, parts_of
@@ -59,7 +60,7 @@ def gather(weight: Any, ids: Any, out: Any = None) -> Any:
 
 def lookup(engine: Any, table: Any, given: Any, ids: Any, out: Any = None, contents: Any = None) -> Any:
     """`gather` of a weight that the caller has `given`, or of a table's contents, whose rows may have missed steps."""
-    if contents is not None and contents.is_free and (found := engine.gather_few(table.array, ids)) is not None:
+    if contents is not None and (found := engine.lookup_few(contents, ids)) is not None:
         return found
     if not isinstance(ids, list | tuple | Plan):
         return _rows(engine, table, given, ids, "ids", out, contents)
@@ -90,17 +91,20 @@ def _rows(
     try:
         if plan is not None and engine.checks_plans:
             engine.fits(plan._sorted, table.num_rows)
-        else:
+        elif out is not None or not engine.checks_while_reading:
             engine.check_ids(call, flat, table.num_rows, (name,), (shape,))
         array, result = engine.result(call, out, (*shape, table.dim), table.result, weight=table.array, ids=flat)
         rows = array if len(shape) == 1 else array.reshape(flat.size, table.dim)
         if contents is None or contents.is_free:
-            engine.gather(call, table, flat, rows)
+            outside = engine.gather(call, table, flat, rows)
         else:
             with contents.lock:
                 missed = engine.missed(contents)  # before streams are ordered: a GPU's history is written at home
                 with engine.reading(contents, call):
-                    engine.gather(call, table, flat, rows, missed)
+                    outside = engine.gather(call, table, flat, rows, missed)
+        if outside:
+            engine.check_ids(call, flat, table.num_rows, (name,), (shape,))
+            raise check.changed()
         return engine.finish(call, result, out)
     finally:
         engine.end(call)
@@ -135,9 +139,10 @@ def scatter_add(weight: Any, ids: Any, values: Any, alpha: float = 1.0) -> None:
     >>> w.ravel()
     array([2., 0., 4.])
     """
-    engine = engine_of(weight, ids, values)
+    engine, alpha = engine_of(weight, ids, values), check.real(alpha, "alpha")
+    if engine.add_few(weight, ids, values, alpha):
+        return
     table = engine.weight(weight, writeable=True)
-    alpha = check.real(alpha, "alpha")
     if abs(alpha) > float(np.finfo(table.dtype).max):
         raise ValueError(f"alpha must fit into {table.dtype}, got {alpha}")
     rows, shapes, several = as_batch(engine, ids, table.num_rows)
@@ -194,12 +199,12 @@ def coalesce(
     num_rows = check.count(num_rows, "num_rows")
     padding = check.padding(padding_idx, num_rows)
     by_count = check.flag(scale_grad_by_freq, "scale_grad_by_freq")
-    return coalesced(engine, as_batch(engine, ids, num_rows), grad_out, None, None, num_rows, padding, by_count)
+    return coalesced(engine, ids, grad_out, None, None, num_rows, padding, by_count)
 
 
 def coalesced(
     engine: Any,
-    batch: Any,
+    ids: Any,
     grad_out: Any,
     dim: int | None,
     dtype: Any,
@@ -209,7 +214,11 @@ def coalesced(
     contents: Any = None,
 ) -> RowGradient:
     """Return the summed gradient of each row of a batch, in `dtype` or in the widest dtype of the gradients."""
-    rows, shapes, several = batch
+    few = engine.sum_few(ids, grad_out, num_rows, dim, dtype, padding, by_count)
+    if few is not None:
+        found, values = few
+        return RowGradient._make(found, values, num_rows, framework_of(grad_out).name)
+    rows, shapes, several = as_batch(engine, ids, num_rows)
     parts, names = lookup_parts(engine, shapes, several, grad_out, dim, dtype, "grad_out")
     call = engine.begin(contents, rows, grad_out=grad_out)
     try:

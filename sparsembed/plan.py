@@ -45,10 +45,12 @@ class Plan:
     def __init__(self, ids: Any, num_rows: int) -> None:
         self._engine = engine_of(ids)
         self.num_rows = check.count(num_rows, "num_rows")
-        self.several, parts = is_several(ids), parts_of(ids)
+        self.several = isinstance(ids, list | tuple) and is_several(ids)
+        parts, names = (
+            (parts_of(ids), names_of("ids", len(ids), True)) if self.several else ((original(ids),), ("ids",))
+        )
         self.ids: Any = parts if self.several else parts[0]
         self._lookups = checked(self._engine, parts, self.several)
-        names = names_of("ids", len(parts), self.several)
         self._sorted = self._engine.sort(self._lookups, names, self.num_rows, given=parts, kept=True)
 
     @property

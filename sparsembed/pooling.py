@@ -57,11 +57,11 @@ def pool(weight: Any, bags: Bags, mode: str = "sum", out: Any = None, *, padding
     return pool_bags(engine, table, weight, bags, mode, out, check.padding(padding_idx, table.num_rows))
 
 
-def pool_few(engine: Any, weight: Any, bags: Any, mode: Any, padding: int) -> Any:
+def pool_few(engine: Any, weight: Any, bags: Any, mode: Any, padding: int, table: Any = None) -> Any:
     """Return `pool` of a small batch whose arguments need no further check, or None."""
     if type(bags) is not Bags or bags._engine is not engine or type(mode) is not str or mode not in check.MODES:
         return None
-    return engine.pool_few(weight, bags._place, check.MODES[mode], padding)
+    return engine.pool_few(weight, bags._place, check.MODES[mode], padding, table)
 
 
 def pool_bags(
@@ -69,14 +69,15 @@ def pool_bags(
 ) -> Any:
     """Return `pool` of the caller's weight, or of a table's contents, whose rows may have missed steps."""
     if contents is not None and contents.is_free:
-        found = pool_few(engine, table.array, bags, mode, padding)
+        found = pool_few(engine, table.array, bags, mode, padding, table)
         if found is not None:
             return found
     number = check_bags(engine, bags, mode)
     place = place_of(engine, bags, table.result)
     call = engine.begin(contents, places=(place,), like=place.caller, weight=given, out=out, **arrays_of(bags))
     try:
-        engine.check_bags(call, place, table.num_rows)
+        if out is not None or place.weights is not None or not engine.checks_while_reading:
+            engine.check_bags(call, place, table.num_rows)
         lies = {"ids": place.ids, "offsets": place.offsets, "per_sample_weights": place.weights}
         shape = (place.num_bags, table.dim)
         array, result = engine.result(call, out, shape, table.result, weight=table.array, **lies)

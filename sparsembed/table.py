@@ -18,7 +18,7 @@ from ._options import Options
 from .bags import Bags
 from .functional import coalesced, lookup
 from .gradient import RowGradient
-from .plan import as_batch, as_lookups
+from .plan import as_batch, as_lookups, original
 from .pooling import bag_gradients, max_gradient, pool_bags
 from .rules import Rule
 
@@ -271,6 +271,8 @@ class EmbeddingTable:
         >>> table.weight.ravel()
         array([-2.,  0., -4.])
         """
+        if check_finite is False and self._contents.engine.update_few(self._contents, original(ids), grad_out):
+            return
         contents, engine, table = self._ready(check_finite)
         rows, shapes, several = as_batch(engine, as_lookups(ids, grad_out), table.num_rows)
         parts, names = lookup_parts(engine, shapes, several, grad_out, table.dim, table.dtype, "grad_out")
@@ -315,6 +317,8 @@ class EmbeddingTable:
         >>> table.weight.ravel()
         array([-1.,  0., -4.])
         """
+        if check_finite is False and self._contents.engine.update_bags_few(self._contents, bags, grad_out, mode):
+            return
         contents, engine, table = self._ready(check_finite)
         parts, grads = as_lists(bags, grad_out)
         options = contents.options
@@ -361,9 +365,8 @@ class EmbeddingTable:
         (array([0, 2]), array([1., 2.], dtype=float32))
         """
         contents, table, by_freq = self._contents, self._contents.table, self.scale_grad_by_freq
-        batch = as_batch(contents.engine, as_lookups(ids, grad_out), table.num_rows)
         where = (table.num_rows, contents.padding, by_freq, contents)
-        return coalesced(contents.engine, batch, grad_out, table.dim, table.result, *where)
+        return coalesced(contents.engine, as_lookups(ids, grad_out), grad_out, table.dim, table.result, *where)
 
     def apply(self, gradient: RowGradient, *, check_finite: bool = False) -> None:
         """Take one optimizer step with a `RowGradient`, in place.
@@ -409,9 +412,8 @@ class EmbeddingTable:
         contents.trainable()
         if check.flag(check_finite, "check_finite"):
             contents.engine.allow_check()
-        table = contents.table
-        contents.engine.check_writeable(table)
-        return contents, contents.engine, table
+        contents.engine.check_writeable(contents.table)
+        return contents, contents.engine, contents.table
 
     def flush(self) -> None:
         """Let every row catch up with the dense optimizer; reading `weight` or `state` does so, too.

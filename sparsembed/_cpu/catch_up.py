@@ -4,58 +4,68 @@ from typing import Any
 
 import numpy as np
 
-from .._typing import Array
 from ..kernels.cpu import catch_up
-from ..rules._history import History
 from . import memory, threads
 from .blocks import blocks_of, padded
 from .inputs import check_writeable
 
 
 class Missed:
-    """Inputs of kernels that apply missed steps: state, last steps and history, with scratch space.
+    """Inputs of kernels that apply the missed steps of a table: state, last steps and history, with scratch space.
 
     Parameters
     ----------
-    rule : Rule
-    state : array (num_rows, slots, dim)
-    last : array (num_rows,)
-        The last step that each row has taken.
-    history : History
+    contents : Contents
+        Its history must be that of the newest step.
     """
 
-    def __init__(self, rule: Any, state: Array, last: Array, history: History) -> None:
-        dtype = state.dtype
-        self.hyper = type(rule).Hyper(*history.past[history.newest])
-        self._state, self._like = state, type(rule).Gap(*np.zeros(len(rule.Gap._fields), dtype))
+    def __init__(self, contents: Any) -> None:
+        self._contents, self._history = contents, contents.history
+
+    @property
+    def hyper(self) -> Any:
+        """The scalars of the newest step."""
+        history = self._history
+        return type(self._contents.rule).Hyper(*history.past[history.newest])
+
+    def _facts(self) -> tuple[Any, ...]:
+        history = self._history
         where = (history.base, history.newest, history.reach)
-        self._missed = (last, *where, history.entries, history.ages, history.past, self._like)
+        return (self._contents.last, *where, history.entries, history.ages, history.past)
 
     def kernel(self, num_blocks: int) -> tuple[Any, ...]:
         """Return the argument `missed` of kernels that write rows, with scratch space for each thread."""
         members = 1 if num_blocks == 1 else threads.num_threads()
-        width, dtype = padded(self._state.shape[2]), self._state.dtype
-        coefs = memory.zeros((members, padded(len(self._like))), dtype)
+        state = self._contents.state
+        width, dtype, gap = padded(state.shape[2]), state.dtype, type(self._contents.rule).Gap
+        like = gap(*np.zeros(len(gap._fields), dtype))
+        coefs = memory.zeros((members, padded(len(like))), dtype)
         rows = memory.zeros((members, width), dtype)
-        return (*self._missed, coefs, rows, memory.zeros((members, self._state.shape[1], width), dtype))
+        return (*self._facts(), like, coefs, rows, memory.zeros((members, state.shape[1], width), dtype))
+
+    def again(self, earlier: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the argument `missed` of the newest step, with the scratch space of an earlier one of this table."""
+        return (*self._facts(), *earlier[7:])
 
     def reading(self, num_blocks: int) -> tuple[Any, ...]:
         """Return the argument `catching_up` of kernels that read rows."""
-        return self._state, self.hyper, self.kernel(num_blocks)
+        return self._contents.state, self.hyper, self.kernel(num_blocks)
 
 
 def missed(contents: Any) -> Missed | None:
     """Return the missed steps up to the newest step; None if the rows of this table never miss one."""
     if contents.history is None:
         return None
-    return Missed(contents.rule, contents.state, contents.last, contents.synced())
+    contents.synced()
+    return Missed(contents)
 
 
 def flush(contents: Any) -> None:
     """Apply the missed steps to every row, and note in `contents.steps` that a new history starts."""
     table, state = contents.table, contents.state
     check_writeable(table)
-    rows = Missed(contents.rule, state, contents.last, contents.synced())
+    contents.synced()
+    rows = Missed(contents)
     num_blocks, block_size = blocks_of(table.num_rows, table.dim * table.dtype.itemsize * (2 + 2 * state.shape[1]))
     arguments = (table.array, state, contents.steps, rows.kernel(num_blocks), rows.hyper)
     threads.run(catch_up.flush_rows, num_blocks, block_size, *arguments)

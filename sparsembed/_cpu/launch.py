@@ -104,5 +104,5 @@ def _hot(rows: Sorted, grads: Gradients) -> tuple[Array, Array, Array]:
     partials = memory.empty((chunks, grads.dim), grads.dtype)
     hot = (segments, offsets, partials)
     arguments = (rows.order, rows.offsets, grads.kernel, hot, fetch_ahead(grads.grads))
-    threads.run(segment.sum_hot, chunks, *arguments, kept=grads)
+    threads.run(segment.sum_hot, chunks, *arguments, kept=grads, wake=chunks // 12)  # 512 gradients take 12 us
     return hot

@@ -1,6 +1,6 @@
 """Start kernels that read rows: gather, pool, and the gradient of per-sample weights.
 
-The arguments have been checked; an error is raised here only if another thread changes ids during the call.
+The arguments have been checked, but for the range of the ids of a new result: kernels check it as they read.
 """
 
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ from ..kernels.cpu._rows import NEAR_BYTES
 from . import threads
 from .blocks import LINE, blocks_of, padded, scratch
 from .catch_up import Missed
-from .inputs import IDS, Table
+from .inputs import IDS, Table, in_range, table_of
 from .memory import LARGE
 
-_FEW_BYTES = 1 << 21  # bytes of rows of a small batch: one thread, in one call, is as fast as two
+_FEW_BYTES = 1 << 20  # bytes of rows of a small batch: one thread, in one call, is as fast as two
 
 
 class Place(NamedTuple):
@@ -37,8 +37,11 @@ class Place(NamedTuple):
         return len(self.offsets) - 1
 
 
-def gather_few(weight: Any, ids: Any) -> Any:
-    """Return the rows of a small batch, checked and copied in one compiled call, or None if `gather` has to do it."""
+def gather_few(weight: Any, ids: Any, table: Table | None = None) -> Any:
+    """Return the rows of a small batch, checked and copied in one compiled call, or None if `gather` has to do it.
+
+    Batches of up to `LARGE` bytes go on to `gather` without more checks; `table` is that of the weight, if it is known.
+    """
     array, caller = (ids, NUMPY) if type(ids) is np.ndarray else _plain(ids)
     if type(weight) is not np.ndarray:
         weight, kind = _plain(weight)
@@ -46,21 +49,26 @@ def gather_few(weight: Any, ids: Any) -> Any:
     if weight is None or array is None or not _is_quick(weight) or array.dtype not in IDS:
         return None
     dim, n = weight.shape[1], array.size
-    most = _FEW_BYTES << (weight.nbytes <= NEAR_BYTES)
-    if n * dim * weight.itemsize > most or not array.flags.carray:
+    size, most = n * dim * weight.itemsize, _FEW_BYTES << (weight.nbytes <= NEAR_BYTES)
+    if size >= LARGE or not array.flags.carray:
         return None
     if array.ndim == 1:
         out = rows = np.empty((n, dim), weight.dtype)
     else:
         out = np.empty((*array.shape, dim), weight.dtype)
         array, rows = array.reshape(n), out.reshape(n, dim)
-    if not few.gather_few(weight, array, rows):
+    if size > most:
+        array = array.view()
+        array.setflags(write=False)
+        if gather(None, table or table_of(weight), array, rows):
+            return None
+    elif not few.gather_few(weight, array, rows):
         return None
     return out if caller is NUMPY else caller.of_numpy(out)
 
 
-def pool_few(weight: Any, place: Place, mode: int, padding: int) -> Any:
-    """Return the pooled rows of a small batch, in one compiled call; None if `pool` has to do it."""
+def pool_few(weight: Any, place: Place, mode: int, padding: int, table: Table | None = None) -> Any:
+    """Return the pooled rows of a small batch, in one compiled call; None if `pool` has to do it, as `gather_few`."""
     caller = place.caller
     if type(weight) is not np.ndarray:
         weight, kind = _plain(weight)
@@ -69,15 +77,15 @@ def pool_few(weight: Any, place: Place, mode: int, padding: int) -> Any:
     if weight is None or weights is not None or mode == check.MODES["max"] or not _is_quick(weight):
         return None
     dim, num_bags = weight.shape[1], len(offsets) - 1
-    most = (
-        2 * _FEW_BYTES if weight.nbytes > NEAR_BYTES else 8 * _FEW_BYTES
-    )  # rows in the cache take a quarter of the time
+    most = _FEW_BYTES << 2 * (weight.nbytes <= NEAR_BYTES)  # rows in the cache take a quarter of the time
     if not caller.takes_any:
         return None
-    if (len(ids) + num_bags) * dim * weight.itemsize > most and threads.num_threads() > 1:
+    if (size := num_bags * dim * weight.itemsize) >= LARGE:
         return None
     out = np.empty((num_bags, dim), weight.dtype)
-    if not few.pool_few(weight, ids, offsets, mode, padding, out):
+    if size + len(ids) * dim * weight.itemsize > most and threads.num_threads() > 1:
+        pool(None, table or table_of(weight), place, mode, padding, out)
+    elif not few.pool_few(weight, ids, offsets, mode, padding, out):
         return None
     return out if caller is NUMPY else caller.of_numpy(out)
 
@@ -93,8 +101,10 @@ def _is_quick(weight: Array) -> bool:
     return weight.dtype in check.FLOATS and weight.flags.carray and weight.ndim == 2 and weight.shape[1] > 0
 
 
-def gather(call: Any, table: Table, flat: Array, out: Array, missed: Missed | None = None) -> None:
-    """``out[i] = weight[flat[i]]``; out (n, dim)."""
+def gather(call: Any, table: Table, flat: Array, out: Array, missed: Missed | None = None) -> bool:
+    """``out[i] = weight[flat[i]]``; out (n, dim).  Return whether ids were out of range, and `out` has no use then."""
+    if table.num_rows == 0:
+        return len(flat) > 0
     weight = table.read
     num_blocks, block_size = blocks_of(len(flat), weight.shape[1] * (weight.itemsize + out.itemsize))
     how = gather_kernels.ELEMENTS
@@ -105,27 +115,28 @@ def gather(call: Any, table: Table, flat: Array, out: Array, missed: Missed | No
     rows = None if missed is None else missed.reading(num_blocks)
     lines = table.fetch if missed is None else table.lines
     where = (block_size, weight, flat, how, lines, rows, out)
-    if threads.run(gather_kernels.gather_rows, num_blocks, *where):
-        raise changed()
+    return threads.run(gather_kernels.gather_rows, num_blocks, *where)
 
 
 def pool(
     call: Any, table: Table, place: Place, mode: int, padding: int, out: Array, missed: Missed | None = None
 ) -> Array | None:
     """Pool into out (num_bags, dim); return the winning occurrence of each element in mode max, else None."""
+    if table.num_rows == 0 and len(place.ids):
+        raise _outside(table, place)
     num_blocks, block_size = _blocks(table, place)
     rows = None if missed is None else missed.reading(num_blocks)
     bags = (block_size, table.read, place.ids, place.offsets)
     if mode == check.MODES["max"]:
         winners = np.empty(out.shape, np.int32 if len(place.ids) < 2**31 else np.int64)
         if threads.run(pool_kernels.pool_max, num_blocks, *bags, padding, rows, out, winners):
-            raise changed()
+            raise _outside(table, place)
         return winners
     space = None if table.by_row and missed is None else scratch(num_blocks, table.dim, out.dtype)
     lines = table.fetch if missed is None else table.lines
     how = (place.weights, mode, padding, lines, space, rows)
     if threads.run(pool_kernels.pool_rows, num_blocks, *bags, *how, out):
-        raise changed()
+        raise _outside(table, place)
     return None
 
 
@@ -135,7 +146,7 @@ def weights_gradient(call: Any, table: Table, place: Place, mode: int, padding: 
     space = scratch(num_blocks, padded(table.dim), np.float64)
     bags = (block_size, table.read, place.ids, place.offsets, place.weights, mode, padding, grad)
     if threads.run(pool_kernels.weights_gradient, num_blocks, *bags, table.lines, space, out):
-        raise changed()
+        raise _outside(table, place)
 
 
 def _blocks(table: Table, place: Place) -> tuple[int, int]:
@@ -143,12 +154,7 @@ def _blocks(table: Table, place: Place) -> tuple[int, int]:
     return blocks_of(place.num_bags, row_bytes * (1 + len(place.ids) / max(place.num_bags, 1)))
 
 
-def changed() -> IndexError:
-    """Return the error for ids that another thread changed between their check and their use.
-
-    Kernels check the range of each id they read, so such a change cannot make them read outside of the table.
-    """
-    return IndexError(
-        "ids were changed by another thread while their rows were read, and some were out of range; leave them as they "
-        "are until the call returns, or pass a copy"
-    )
+def _outside(table: Table, place: Place) -> IndexError:
+    """Return the error for ids of bags that a kernel has met out of range."""
+    in_range(place.ids, table.num_rows, "bags.ids", place.ids.shape)
+    return check.changed()

@@ -9,7 +9,7 @@ from .._typing import Array
 from ..kernels.cpu._sharing import SLOTS
 from ..kernels.cpu.segment import CHUNK
 from ..kernels.cpu.sort import find_hot, first_outside, sort_ids
-from . import threads
+from . import few, threads
 from .inputs import in_range
 from .views import freeze, read_only
 
@@ -84,6 +84,9 @@ def sort(
     flat, counts = lookups[0][0], [len(lookups[0][0])] if len(lookups) == 1 else []
     if not counts:
         flat, counts = joined([each for each, _ in lookups]), [len(each) for each, _ in lookups]
+    quick = few.sort_few(flat, num_rows, bag_offsets) if labels is None else None
+    if quick is not None:
+        return Sorted(*quick, _NO_HOT, counts)
     n, by_label = len(flat), None if labels is None else _by_label(labels)
     entries = n if bag_offsets is None or by_label is not None else len(bag_offsets) - 1
     shift, bits = max(entries - 1, 0).bit_length(), (num_rows - 1).bit_length()

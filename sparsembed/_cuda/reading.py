@@ -36,11 +36,11 @@ class Place(NamedTuple):
         return self.ids, self.offsets, self.num_bags
 
 
-def gather_few(weight: Any, ids: Any) -> Any:
+def gather_few(weight: Any, ids: Any, table: Any = None) -> Any:
     """Return None: a batch of any size takes the same launch."""
 
 
-def pool_few(weight: Any, place: Place, mode: int, padding: int) -> Any:
+def pool_few(weight: Any, place: Place, mode: int, padding: int, table: Any = None) -> Any:
     """Return None, as `gather_few`."""
 
 

@@ -29,7 +29,8 @@ class History:
     ages : array of shape (reach + 1, powers)
         Factors that depend only on the number of missed steps.
     advance : callable ``(history, t) -> (first, rows)``, or None
-        Returns the `entries` after step ``base + t``: the rows from `first` to t, as a new array.
+        Returns the `entries` after step ``base + t``: the rows from `first` to t, as a new array.  Or it writes them
+        itself, in one call of a compiled function that writes t to ``written[0]``, too, and returns None.
     dtype : dtype
         The dtype of the table.
     base : int
@@ -48,7 +49,7 @@ class History:
         fields: int,
         ages: Array,
         reach: int,
-        advance: Callable[["History", int], tuple[int, Array]] | None,
+        advance: Callable[["History", int], tuple[int, Array] | None] | None,
         dtype: Any,
         base: int,
         product: int = -1,
@@ -62,6 +63,7 @@ class History:
             0,
             None,
         )  # the newest step, and the (first, rows) still to be written
+        self.written = np.zeros(1, np.int64)  # the newest step that a compiled function has written
         self.kind_of_step: Callable[[tuple[float, ...]], Any] | None = None  # all steps of a history have the same kind
         self.start = 0  # the number of this history, as in `steps[STARTS]`
 
@@ -92,9 +94,10 @@ class History:
     def record(self, step: int, hyper: tuple[float, ...]) -> None:
         """Store the hyperparameters of the next step; if that step is not taken, the next call overwrites them."""
         t = step - self.base
-        for name in ("entries", "exact", "past"):  # replace, do not resize: other threads may read the old arrays
-            if t >= len(array := getattr(self, name)):
-                setattr(self, name, _double(array))
+        if t >= len(self.past):
+            for name in ("entries", "exact", "past"):  # replace, do not resize: other threads may read the old arrays
+                if t >= len(array := getattr(self, name)):
+                    setattr(self, name, _double(array))
         self.exact[t] = self.past[t] = hyper
 
     def sync(self, step: int) -> None:

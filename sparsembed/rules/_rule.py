@@ -159,9 +159,14 @@ class Rule:
         """Return `Hyper` at a step, as scalars of the table's dtype."""
         return self.cast(self.hyper(step), step, dtype)
 
+    @staticmethod
+    def fits(values: tuple[float, ...], dtype: np.dtype[Any]) -> bool:
+        """Whether a dtype can hold the fields of `Hyper`."""
+        return sum(map(abs, values)) <= _LARGEST[dtype.char]  # False for NaN, too
+
     def cast(self, values: tuple[float, ...], step: int, dtype: np.dtype[Any]) -> Any:
         """Return the fields of `Hyper` as scalars of the table's dtype."""
-        if not sum(map(abs, values)) <= _LARGEST[dtype.char]:  # False for NaN, too
+        if not self.fits(values, dtype):
             raise ValueError(f"{self} at step {step} gives {values}, which {dtype} cannot hold; use smaller numbers")
         return type(self).Hyper(*map(dtype.type, values))
 

@@ -9,10 +9,8 @@ import numpy as np
 
 from ._catch_up import CatchUp
 from ._history import FARTHEST, History
+from ._moments import CENTER, PRODUCT, add_step
 from ._rule import Rule, Schedule, check_betas
-
-_MOMENTS = 4  # terms of the series; the next term bounds the truncation error
-_CENTER, _LIMIT, _PRODUCT, _UNTIL = 5, 6, 7, 8  # columns of the history after the moments
 
 
 class AdamHyper(NamedTuple):
@@ -51,32 +49,16 @@ class AdamCatchUp(CatchUp):
         far = int(reach(*rule.betas))
         log2 = math.log(rule.betas[1]) if rule.betas[1] else -math.inf
         ages = np.vstack([np.array([rule.betas]) ** np.arange(far + 1)[:, None], [[0.0, log2]]])
+        ages = np.column_stack([ages, np.sqrt(np.abs(ages[:, 1]))])
+        root2 = math.sqrt(rule.betas[1])
         # Tolerance for the truncation error: below the rounding error of the dtype.
         rounding = 2.0**-26 if dtype == np.float32 else 2.0**-54
 
-        def advance(history: History, t: int) -> tuple[int, Any]:
-            low, (step_size, root, *_, keep) = max(0, t - far), history.exact[t]
-            rows = history.entries[low : t + 1].copy()
-            young = rows[:-1]
-            young[-1, _CENTER] = sqrt(rule.betas[1]) * root
-            age = np.arange(t - low, 0, -1)
-            young[:, : _MOMENTS + 1] *= keep
-            with np.errstate(all="ignore"):  # `gap` does not use a moment that overflows
-                x = young[:, _CENTER] / (np.sqrt(ages[age, 1]) * root)
-                term = np.where(ages[age, 0] > 0, step_size * ages[age, 0] * x, 0)
-                for q in range(_MOMENTS + 1):
-                    young[:, q] += term
-                    term = term * (x - 1)
-                ratio = np.abs(young[:, 0] / young[:, _MOMENTS])
-            young[:, _LIMIT] = np.sqrt(np.sqrt(rounding * np.where(young[:, _MOMENTS], ratio, math.inf)))
-            product = rows[-2, _PRODUCT] * keep
-            young[:, _UNTIL] = product
-            rows[-1] = 0
-            rows[-1, [_PRODUCT, _UNTIL, _LIMIT]] = product, product, math.inf
-            return low, rows
+        def advance(history: History, t: int) -> None:
+            add_step(history.entries, history.exact, ages, t, far, root2, rounding, history.written)
 
-        first = (0.0,) * _CENTER + (0.0, math.inf, 1.0, 1.0)
-        return History(9, 8, ages, far, advance, dtype, base, _PRODUCT, first)
+        first = (0.0,) * CENTER + (0.0, math.inf, 1.0, 1.0)
+        return History(9, 8, ages, far, advance, dtype, base, PRODUCT, first)
 
     @staticmethod
     def gap(entries, first, newest, ages, reach, out, hp):

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import pytest
 from bit_cases import RULES, groups
+from general import take_the_general_way
 from numba.core import config
 
 import sparsembed as se
@@ -98,8 +99,11 @@ def recorded():
     return json.loads(SUMS.read_text()), stored()
 
 
+@pytest.mark.parametrize("way", ["few ids in one call", "general"])
 @pytest.mark.parametrize("group", GROUPS)
-def test_bits_are_those_that_were_recorded(group, recorded, threads):
+def test_bits_are_those_that_were_recorded(group, way, recorded, threads, monkeypatch):
+    if way == "general":
+        take_the_general_way(monkeypatch)
     sums, values = recorded
     wanted = sums["sums"].get(machine())
     for name, case in GROUPS[group].items():

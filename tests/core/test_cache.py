@@ -69,8 +69,8 @@ IMPORTER = RUN + "import importlib\nfor name in sys.argv[1:]: one(importlib.impo
 SCRIPT = RUN + "one(sys.modules['__main__'])\n" * 2
 PLAN = """
 import numpy as np, sparsembed as se
-from sparsembed.kernels.cpu.sort import sort_ids
-print(*se.plan(np.array([2, 1, 2]), 3).rows, sum(sort_ids.stats.cache_misses.values()))
+from sparsembed.kernels.cpu.few_steps import sort_few
+print(*se.plan(np.array([2, 1, 2]), 3).rows, sum(sort_few.stats.cache_misses.values()))
 """
 BUILT_IN = """
 import numpy as np, sparsembed as se
@@ -261,7 +261,7 @@ def spoil(data, at):
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_costs_a_compilation(cache, tmp_path, damage):
     shutil.copytree(cache, tmp_path / "cache")
-    (path,) = (tmp_path / "cache").rglob("*sort_ids*.nbc")
+    (path,) = (tmp_path / "cache").rglob("*sort_few*.nbc")
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     assert python(["-c", PLAN], tmp_path / "cache") == [[1, 2, 1]]
     assert path.stat().st_size > 1000, "the compiled kernel takes the place of the damaged one"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from general import take_the_general_way
 from patience import HANGS
 
 import sparsembed as se
-from sparsembed._cpu import engine, sorting, threads
+from sparsembed._cpu import sorting, threads
 
 PROGRAM = """
 import sys, threading, time
@@ -72,18 +73,20 @@ def test_a_process_whose_ids_change_all_the_time_lives(call, dtype, bad):
 
 @pytest.fixture
 def behind_the_check(monkeypatch):
-    """Change an id once it has been checked, as another thread may."""
+    """Change an id while its row is read, as another thread may; it is right again when it is named."""
 
     def install(ids, position, value):
         real = threads.run
 
         def run(kernel, num_blocks, *arguments):
-            ids[position] = value
-            return real(kernel, num_blocks, *arguments)
+            right, ids[position] = ids[position], value
+            try:
+                return real(kernel, num_blocks, *arguments)
+            finally:
+                ids[position] = right
 
         monkeypatch.setattr(threads, "run", run)
-        for name in ("gather_few", "pool_few"):  # the one call of a small batch has nothing behind its check
-            monkeypatch.setattr(engine, name, lambda *arguments: None)
+        take_the_general_way(monkeypatch)  # the one call of a small batch has nothing behind its check
 
     return install
 
@@ -111,6 +114,7 @@ def test_an_id_that_is_changed_behind_its_check_is_refused(how, bad, behind_the_
 
 def test_ids_that_are_right_again_when_they_are_named_are_refused_all_the_same(monkeypatch):
     """The sort met an id out of range that nobody finds any more."""
+    take_the_general_way(monkeypatch)
     monkeypatch.setattr(sorting, "_sort", lambda *_: None)
     with pytest.raises(IndexError, match="changed by another thread while they were sorted"):
         se.coalesce([0, 1], np.ones((2, 3)), 5)

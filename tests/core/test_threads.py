@@ -160,8 +160,8 @@ print(*digests, helpers())
 def test_one_caller_needs_one_helper_less_than_threads(tmp_path):
     """Helpers are reused, so a long training run does not gather threads."""
     script = """
-weight, ids = np.zeros((ROWS, 64), np.float32), np.arange(ROWS).repeat(2)
-for _ in range(3_000):
+weight, ids = np.zeros((ROWS, 64), np.float32), np.arange(ROWS).repeat(6)
+for _ in range(1_000):
     se.gather(weight, ids)
 print(helpers())
 """

@@ -69,6 +69,20 @@ def prefetch(typing, address, lines):
 
 
 @intrinsic
+def prefetch_line(typing, address):
+    """Prefetch the cache line of an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [builder.inttoptr(arguments[0], pointer), _I32(0), _I32(3), _I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
+
+
+@intrinsic
 def copy(typing, target, source, num_bytes):
     """Copy bytes from one address to another."""
 
@@ -178,6 +192,9 @@ if config.DISABLE_JIT:
     def prefetch(address, lines):
         pass
 
+    def prefetch_line(address):
+        pass
+
     def copy(target, source, num_bytes):
         ctypes.memmove(int(target), int(source), int(num_bytes))
 
@@ -202,3 +219,26 @@ def clear(row):
     """Set a row to zero; a loop measured faster than ``row[:] = 0``."""
     for c in range(row.shape[0]):
         row[c] = 0
+
+
+@inline
+def prefetch_bytes(address, num_bytes):
+    """Prefetch the cache lines of some bytes, in a loop: little code, for kernels of few ids."""
+    for offset in range(0, num_bytes, _LINE_BYTES):
+        prefetch_line(address + offset)
+
+
+@inline
+def last_at_most(values, value):
+    """Return the index of the last of some increasing values that is at most `value`, or -1.
+
+    ``np.searchsorted`` takes 0.4 s to compile, this loop 0.1 s.
+    """
+    low, high = 0, values.shape[0]
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] <= value:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1

@@ -20,7 +20,7 @@ NEXT, DONE, BOX, WRONG, BLOCKS, PLACES, AWAKE, WAITED, SLOTS = 0, 8, 16, 17, 18,
 
 @intrinsic
 def enter(typing, claims):
-    """Begin the work: offer this call of the kernel to workers, if there is a box; return True.
+    """Begin the work: offer this call of the kernel to workers, if there is a box.
 
     To be called first, in the kernel itself, whose first argument is `claims`.  Worker number k of the call is given a
     claims array that is said to be k numbers longer.  The caller begins here and waits in `leave`, both in compiled
@@ -41,13 +41,13 @@ def enter(typing, claims):
             handed = [builder.ptrtoint(each, number) for each in shared(builder, length, SLOTS)]
             job = [builder.load(box), *handed, *map(builder.load, asked)]
             builder.store(context.get_function(opening, opened)(builder, job), box)
-        return context.get_constant(types.boolean, True)
+        return context.get_dummy_value()
 
-    return types.boolean(claims), codegen
+    return types.void(claims), codegen
 
 
 @inline
-def leave(claims, num_blocks):
+def leave(claims):
     """Wait until every block is written, if this thread is the caller; return whether it is the caller."""
     if claims.shape[0] != SLOTS:
         return False
@@ -76,9 +76,8 @@ def claim(claims):
 
 @inline
 def finish(claims):
-    """Report one block as written; `leave` needs no report of blocks that workers share."""
-    if claims[BOX] == 0:
-        add(row_address(claims, DONE), 1)
+    """Report one block of a phase as written; the blocks of a kernel need no report, for `leave` waits for workers."""
+    add(row_address(claims, DONE), 1)
 
 
 @inline
@@ -99,4 +98,4 @@ def wait(claims, num_blocks):
 if config.DISABLE_JIT:
 
     def enter(claims):
-        return True
+        pass

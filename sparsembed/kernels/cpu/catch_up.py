@@ -8,7 +8,7 @@ from ..._jit import inline, kernel
 from ...rules._dispatch import catch_up, gap, is_guarded, is_unsettled, step
 from ._elements import load, load_slots, save, save_slots
 from ._intrinsics import prefetch, row_address, tuple_at
-from ._sharing import claim, enter, finish, join, leave
+from ._sharing import claim, enter, join, leave
 
 STEP, BASE, STARTS = 0, 1, 2  # indices into `steps`: newest step; start of the history; number of histories
 AHEAD, AHEAD_CATCHING_UP = 32, 10  # prefetch distance in rows; a row with state takes three times as many cache lines
@@ -115,8 +115,7 @@ def restart(steps, step):
 @kernel
 def flush_rows(claims, num_blocks, block_size, weight, state, steps, missed, hp):
     """Apply the missed steps to every row, in place, and note in `steps` that a new history starts."""
-    if not enter(claims):
-        return
+    enter(claims)
     missed = Missed(*missed)
     last, rows, slots, now = missed.last, missed.rows, missed.slots, missed.base + missed.newest
     member = join(claims)
@@ -129,7 +128,6 @@ def flush_rows(claims, num_blocks, block_size, weight, state, steps, missed, hp)
                     save(weight, r, c, rows[member, c])
                     save_slots(state, np.uintp(r), c, load_slots(slots, member, c, hp), hp)
                 last[r] = now
-        finish(claims)
         block = claim(claims)
-    if leave(claims, num_blocks):  # in this kernel, so that an interrupt cannot separate rows and steps
+    if leave(claims):  # in this kernel, so that an interrupt cannot separate rows and steps
         restart(steps, now)

@@ -4,7 +4,7 @@ from ..._jit import kernel
 from ._elements import load
 from ._intrinsics import copy, row_address, stream
 from ._rows import copy_rows, distance
-from ._sharing import WRONG, claim, enter, finish, join, leave, within
+from ._sharing import WRONG, claim, enter, join, leave, within
 from .catch_up import AHEAD_CATCHING_UP, CatchingUp, Missed, catch_up_row, prefetch_row
 
 ELEMENTS, ROWS, STREAM = 0, 1, 2  # copy a row number by number, as bytes, or as bytes with non-temporal stores
@@ -17,8 +17,7 @@ def gather_rows(claims, num_blocks, block_size, weight, ids, how, lines, catchin
     If `weight` has another dtype than `out`, rows are copied number by number.  `lines` are the cache lines of a row
     to prefetch; 0 for a table that lies in the cache, where prefetches only cost (16 columns: 30 %).
     """
-    if not enter(claims):
-        return
+    enter(claims)
     n, num_bytes = ids.shape[0], out.shape[1] * out.itemsize
     member = join(claims)
     block = claim(claims)
@@ -43,11 +42,7 @@ def gather_rows(claims, num_blocks, block_size, weight, ids, how, lines, catchin
                 r = within(ids[i], weight.shape[0], claims)
                 for c in range(out.shape[1]):
                     out[i, c] = load(weight, r, c)
-        elif how == STREAM:
-            if not copy_rows(first, last, weight, ids, lines, True, out):
-                claims[WRONG] = 1
-        elif not copy_rows(first, last, weight, ids, lines, False, out):
+        elif not copy_rows(first, last, weight, ids, lines, how == STREAM, out):
             claims[WRONG] = 1
-        finish(claims)
         block = claim(claims)
-    leave(claims, num_blocks)
+    leave(claims)

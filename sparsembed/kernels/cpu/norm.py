@@ -8,7 +8,7 @@ import numpy as np
 from ..._jit import inline, kernel
 from ._elements import load, save
 from ._intrinsics import lane_sum
-from ._sharing import claim, enter, finish, join, leave
+from ._sharing import claim, enter, join, leave
 from .segment import dot
 
 _SMALL = 2.0**-900  # above this sum, squares that underflow are negligible
@@ -60,13 +60,11 @@ def clip_row(array, r, limit, member):
 @kernel
 def clip_rows(claims, num_blocks, block_size, array, limit):
     """Scale every row with a larger norm down to the largest norm, in place."""
-    if not enter(claims):
-        return
+    enter(claims)
     member = join(claims)
     block = claim(claims)
     while block < num_blocks:
         for r in range(block * block_size, min((block + 1) * block_size, array.shape[0])):
             clip_row(array, np.uintp(r), limit, member)
-        finish(claims)
         block = claim(claims)
-    leave(claims, num_blocks)
+    leave(claims)

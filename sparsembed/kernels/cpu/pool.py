@@ -12,7 +12,7 @@ from ._bags import MEAN, SUM, divisor_of, pool_bag
 from ._elements import load
 from ._intrinsics import clear
 from ._rows import distance
-from ._sharing import WRONG, claim, enter, finish, join, leave, within
+from ._sharing import WRONG, claim, enter, join, leave, within
 from .catch_up import AHEAD, AHEAD_CATCHING_UP, CatchingUp, Missed, catch_up_row, prefetch_row
 from .segment import dot
 
@@ -40,8 +40,9 @@ def _add_rows(total, weight, bag, weights, lines, member, catching_up, claims):
     for p in range(first, last):
         if p + reach < ids.shape[0]:
             prefetch_row(weight, ids[p + reach], lines, catching_up)
+        r = within(ids[p], weight.shape[0], claims)  # before the padding: -1, which stands for none, is out of range
         if ids[p] != padding:
-            array, row = _read(weight, within(ids[p], weight.shape[0], claims), member, catching_up)
+            array, row = _read(weight, r, member, catching_up)
             factor = _factor(weights, p, total)
             for c in range(total.shape[0]):
                 total[c] += factor * load(array, row, c)
@@ -56,8 +57,7 @@ def pool_rows(
     `scratch` (threads, dim) is for rows that catch up, or that are not contiguous; None for all others, which are
     summed in registers.  Both in one compiled version leave LLVM too few registers: 2.1 ns a row instead of 1.5.
     """
-    if not enter(claims):
-        return
+    enter(claims)
     member, dim, ahead = join(claims), out.shape[1], np.uintp(distance(lines))  # a division: once a call
     block = claim(claims)
     while block < num_blocks:
@@ -74,9 +74,8 @@ def pool_rows(
                 _add_rows(total, weight, bag, weights, lines, member, catching_up, claims)
             for c in range(dim):
                 out[b, c] = total[c] / divisor if divisor != 0 else 0
-        finish(claims)
         block = claim(claims)
-    leave(claims, num_blocks)
+    leave(claims)
 
 
 @kernel
@@ -85,8 +84,7 @@ def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, catc
 
     Ties go to the first occurrence; a NaN wins over every number.
     """
-    if not enter(claims):
-        return
+    enter(claims)
     member = join(claims)
     block = claim(claims)
     while block < num_blocks:
@@ -95,17 +93,17 @@ def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, catc
             winners[b, :] = -1
             empty = True
             for p in range(np.int64(offsets[b]), np.int64(offsets[b + 1])):
+                r = within(ids[p], weight.shape[0], claims)
                 if ids[p] == padding:
                     continue
-                array, r = _read(weight, within(ids[p], weight.shape[0], claims), member, catching_up)
+                array, r = _read(weight, r, member, catching_up)
                 for c in range(out.shape[1]):
                     value, best = load(array, r, c), out[b, c]
                     if empty or (best == best and (value > best or value != value)):
                         out[b, c], winners[b, c] = value, p
                 empty = False
-        finish(claims)
         block = claim(claims)
-    leave(claims, num_blocks)
+    leave(claims)
 
 
 @kernel
@@ -140,8 +138,7 @@ def weights_gradient(
     With x_p the row, S the divisor and dot_p = <grad, x_p>: sum dot_p; mean
     (dot_p - sum_q w_q dot_q / S) / S; sqrtn (dot_p - w_p sum_q w_q dot_q / S^2) / S.
     """
-    if not enter(claims):
-        return
+    enter(claims)
     terms = scratch[join(claims)]
     block = claim(claims)
     while block < num_blocks:
@@ -164,6 +161,5 @@ def weights_gradient(
                 factor = 1.0 if weights is None else np.float64(weights[p])
                 share = pooled / divisor if mode == MEAN else factor * pooled / (divisor * divisor)
                 out[p] = (np.float64(out[p]) - share) / divisor
-        finish(claims)
         block = claim(claims)
-    leave(claims, num_blocks)
+    leave(claims)

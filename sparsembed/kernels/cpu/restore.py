@@ -5,7 +5,7 @@ import numpy as np
 from ..._jit import inline, kernel
 from ._elements import clear_row
 from ._intrinsics import copy
-from ._sharing import claim, enter, finish, leave
+from ._sharing import claim, enter, leave
 from .catch_up import STEP, restart
 
 
@@ -29,8 +29,7 @@ def restore_rows(claims, num_blocks, block_size, jobs, weight, padding, last, st
     of columns; bytes of a number.  Row `padding` of weight (num_rows, dim) becomes zero, unless it is -1;
     last (num_rows or 0,) and steps (3,) as in `catch_up`.
     """
-    if not enter(claims):
-        return
+    enter(claims)
     block = claim(claims)
     while block < num_blocks:
         first, end = block * block_size, min((block + 1) * block_size, weight.shape[0])
@@ -41,8 +40,7 @@ def restore_rows(claims, num_blocks, block_size, jobs, weight, padding, last, st
             clear_row(weight, padding)
         for r in range(first, min(end, last.shape[0])):
             last[r] = step
-        finish(claims)
         block = claim(claims)
-    if leave(claims, num_blocks):  # in this kernel, so that an interrupt cannot separate rows and step
+    if leave(claims):  # in this kernel, so that an interrupt cannot separate rows and step
         steps[STEP] = step
         restart(steps, step)

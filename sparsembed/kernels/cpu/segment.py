@@ -10,8 +10,8 @@ import numpy as np
 
 from ..._jit import inline, kernel
 from ._elements import load
-from ._intrinsics import clear, copy, lane_sum, prefetch, row_address, row_at
-from ._sharing import claim, enter, finish, join, leave
+from ._intrinsics import clear, copy, lane_sum, last_at_most, prefetch, row_address, row_at
+from ._sharing import claim, enter, join, leave
 from ._vectors import NARROW, WIDE, add, fetch_vector, load_vector, multiply, narrow, save_vector, wide
 
 CHUNK = 512  # longer segments are hot: cut into chunks of this many occurrences
@@ -157,7 +157,7 @@ def sum_segment(total, s, order, offsets, grads, hot, fetch):
         _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch)
     else:  # hot: `sum_hot` has computed the partial sums
         clear(total)
-        h = np.searchsorted(hot.segments, s)
+        h = last_at_most(hot.segments, s)
         for chunk in range(hot.offsets[h], hot.offsets[h + 1]):
             for c in range(total.shape[0]):
                 total[c] += hot.partials[chunk, c]
@@ -174,28 +174,25 @@ def sum_hot(claims, num_blocks, order, offsets, grads, hot, fetch):
 
     Chunks start at the start of a segment, so the sum of a row depends only on the occurrences of that row.
     """
-    if not enter(claims):
-        return
+    enter(claims)
     sources, bags, coefs, winners, _ = Gradients(*grads)
     hot, fetch = Hot(*hot), Fetch(*fetch)
     block = claim(claims)
     while block < num_blocks:
-        h = np.searchsorted(hot.offsets, block, side="right") - 1
+        h = last_at_most(hot.offsets, block)
         s = hot.segments[h]
         first = np.int64(offsets[s]) + (block - hot.offsets[h]) * CHUNK
         last = min(first + CHUNK, np.int64(offsets[s + 1]))
         total = hot.partials[block]
         _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch)
-        finish(claims)
         block = claim(claims)
-    leave(claims, num_blocks)
+    leave(claims)
 
 
 @kernel
 def segment_sum(claims, num_blocks, block_size, order, offsets, grads, hot, fetch, values):
     """Write the gradient sum of every segment to its row of `values` (k, dim)."""
-    if not enter(claims):
-        return
+    enter(claims)
     row_bytes = values.shape[1] * values.itemsize
     block = claim(claims)
     while block < num_blocks:
@@ -204,21 +201,18 @@ def segment_sum(claims, num_blocks, block_size, order, offsets, grads, hot, fetc
             found = sum_segment(total, s, order, offsets, grads, hot, fetch)
             if found != row_address(total, 0):
                 copy(row_address(total, 0), found, row_bytes)
-        finish(claims)
         block = claim(claims)
-    leave(claims, num_blocks)
+    leave(claims)
 
 
 @kernel
 def row_squares(claims, num_blocks, block_size, values, scratch, sums):
     """Set ``sums[r]`` to the sum of squares of row r, in float64."""
-    if not enter(claims):
-        return
+    enter(claims)
     terms = scratch[join(claims)]
     block = claim(claims)
     while block < num_blocks:
         for r in range(block * block_size, min((block + 1) * block_size, values.shape[0])):
             sums[r] = dot(values, r, values, r, terms)
-        finish(claims)
         block = claim(claims)
-    leave(claims, num_blocks)
+    leave(claims)

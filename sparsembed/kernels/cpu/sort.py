@@ -8,7 +8,7 @@ so the sort is stable for any number of blocks.
 import numpy as np
 
 from ..._jit import inline, kernel
-from ._intrinsics import clear
+from ._intrinsics import clear, last_at_most
 from ._sharing import claim, enter, finish, leave, wait
 
 
@@ -28,7 +28,7 @@ def first_outside(ids, num_rows):
 @inline
 def _bag_of(offsets, i):
     """Return the bag that occurrence i lies in."""
-    return np.searchsorted(offsets, i, side="right") - 1
+    return last_at_most(offsets, i)
 
 
 @inline
@@ -85,7 +85,7 @@ def _scatter(keys, first, last, low, mask, places, spare):
 
 
 @inline
-def _insert(keys):
+def insert(keys):
     """Sort keys in place, by insertion."""
     for i in range(1, keys.shape[0]):
         key, j = keys[i], i
@@ -159,8 +159,7 @@ def sort_ids(
     (2 + 2 * digits, SLOTS) of zeros; `found` (blocks, 3): for each block, whether an id is out of range, the number of
     rows, and the number of segments longer than `longer`.
     """
-    if not enter(claims):
-        return
+    enter(claims)
     n = ids.shape[0]
     shift, digits, width = radix
     mask = np.uint64((1 << width) - 1)
@@ -200,7 +199,7 @@ def sort_ids(
     block = claim(phases[phase])
     while block < num_blocks:
         if digits == 0:  # one block
-            _insert(keys)
+            insert(keys)
         heads, one = 0, np.uintp(1)
         for i in range(np.uintp(max(block * block_size, 1)), np.uintp(min((block + 1) * block_size, n))):
             heads += keys[i] >> np.uint64(shift) != keys[i - one] >> np.uint64(shift)
@@ -216,9 +215,8 @@ def sort_ids(
         if digits >= 0:
             where = (keys, first, last, shift, k, bag_offsets, by_label)
             found[block, 2] = _write_segments(*where, rows, order, offsets, longer)
-        finish(claims)
         block = claim(claims)
-    leave(claims, num_blocks)
+    leave(claims)
 
 
 @kernel

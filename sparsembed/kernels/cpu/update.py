@@ -14,14 +14,15 @@ from ...rules._dispatch import (
 )
 from ._elements import load, load_row_slots, load_slots, save, save_row_slots, save_slots
 from ._intrinsics import lane_sum, prefetch, row_address, row_at
-from ._sharing import claim, enter, finish, join, leave
+from ._sharing import claim, enter, join, leave
 from .catch_up import STEP, Missed, catch_up_row
 from .norm import clip_row
 from .segment import Fetch, Segments, sum_segment
 
 
 @inline
-def _update_row(weight, state, row_state, r, total, terms, others, member, missed, hp):
+def update_row(weight, state, row_state, r, total, terms, others, member, missed, hp):
+    """Run the rule on row r with the gradient sum `total`; `terms` and `others`: scratch space, zeros after dim."""
     stage = total.dtype.type(0)
     if missed is not None:
         steps = Missed(*missed)
@@ -77,8 +78,7 @@ def update_rows(
     to a multiple of 16; segments, grads, hot, fetch, missed and limit are the named tuples of `segment`, `catch_up` and
     `norm` as plain tuples; missed and limit may be None.
     """
-    if not enter(claims):
-        return
+    enter(claims)
     segments, fetch = Segments(*segments), Fetch(*fetch)
     rows, ahead = segments.rows, fetch.rows_ahead
     member, dim = join(claims), weight.shape[1]
@@ -97,10 +97,9 @@ def update_rows(
             r = np.uintp(rows[s])
             if rows[s] != skip:
                 found = sum_segment(total, s, segments.order, segments.offsets, grads, hot, fetch)
-                _update_row(weight, state, row_state, r, row_at(found, dim, total), terms, others, member, missed, hp)
+                update_row(weight, state, row_state, r, row_at(found, dim, total), terms, others, member, missed, hp)
                 if limit is not None:
                     clip_row(weight, r, limit, member)
-        finish(claims)
         block = claim(claims)
-    if leave(claims, num_blocks):
+    if leave(claims):
         steps[STEP] += 1  # in this kernel, so that an interrupt cannot separate rows and step

@@ -71,7 +71,7 @@ def _total(c, dim, segment, grads, hot, by_count, zero, shift):
 
 
 @inline
-def _update_row(table, r, s, segment, grads, hot, by_count, missed, works, zero, shift, hp):
+def update_row(table, r, s, segment, grads, hot, by_count, missed, works, zero, shift, hp):
     """Update row r, which is segment s of the batch.
 
     If `hot` is not None, all threads of the block call this: all sum, and the threads with `works` run the rule.
@@ -166,7 +166,7 @@ def update_rows(
         r, start, end = np.int64(rows[s]), np.int64(offsets[s]), np.int64(offsets[s + 1])
         if end - start < SHORT and r != skip:
             segment, grads = Segment(order, start, end), Gradients(grad, bags, coefs, winners)
-            _update_row(table, r, s, segment, grads, None, by_count, missed, True, zero, shift, hp)
+            update_row(table, r, s, segment, grads, None, by_count, missed, True, zero, shift, hp)
         s += groups(shift)
 
 
@@ -213,5 +213,5 @@ def update_hot_rows(
         r, start, end = np.int64(rows[s]), np.int64(offsets[s]), np.int64(offsets[s + 1])
         if r != skip:
             segment, grads = Segment(order, start, end), Gradients(grad, bags, coefs, winners)
-            _update_row(table, r, s, segment, grads, Chunks(chunk, partials), by_count, missed, works, zero, shift, hp)
+            update_row(table, r, s, segment, grads, Chunks(chunk, partials), by_count, missed, works, zero, shift, hp)
         h += blocks()

@@ -376,7 +376,7 @@ class Twin:
         hyper, like = self.hyper(rule.cast(exact, self.cpu.step + 1, dtype))
         batch, gaps = planned(queue, ids, self.cpu.num_rows), None
         if self.cpu._contents.history is not None:
-            self.cpu._contents._before_step(self.cpu.step + 1, exact)
+            self.cpu._contents.record(self.cpu.step + 1, exact)
             self.late.sync(queue, self.cpu._contents.history)
             where = (rule, self.last, batch.n, hyper, like, status)
             gaps = self.late.find(queue, *where, rows=batch.rows, found=batch.found)

@@ -1,0 +1,250 @@
+"""Whole calls of few ids, each in one kernel: check, sort, sum the gradients of repeated ids, and update.
+
+A kernel that finds an id out of range returns before it has written anything; the caller then repeats the call step by
+step, for the message.  `room` (2 n + COUNTERS,) uint64 is memory for keys, which need no initial value.
+
+One thread does the work.  Sums have the same bits as those of `sort`, `segment` and `update`.
+"""
+
+import numpy as np
+
+from ..._jit import inline, kernel
+from ._intrinsics import clear, copy, prefetch_bytes, row_address, row_at
+from .catch_up import STEP, Missed, catch_up_row
+from .norm import clip_row
+from .pool import share_bags
+from .segment import CHUNK
+from .sort import insert
+from .update import update_row
+
+COUNTERS = 1 << 11
+INSERTION, _WIDE = 48, 4096  # as in `_cpu.sorting`
+_AHEAD = 6  # prefetch distance in ids
+FOUND, OUTSIDE, SHARED = 0, 1, 2  # what kernels return: done; an id is out of range; gradients lie in the table
+
+
+@inline
+def _bits(number):
+    """Return how many bits a number takes."""
+    bits = 0
+    while number > 0:
+        number >>= 1
+        bits += 1
+    return bits
+
+
+@inline
+def _sorted_keys(ids, num_rows, bag_offsets, room):
+    """Return where in `room` the sorted keys start, and the low bits of a key; (-1, 0) if an id is out of range.
+
+    A key is an id in the high bits, and its position, or its bag if `bag_offsets` is not None, in the low bits.
+    """
+    n, bad, bag = np.uintp(ids.shape[0]), False, 0
+    low = _bits((ids.shape[0] if bag_offsets is None else bag_offsets.shape[0] - 1) - 1)
+    shift = np.uint64(low)
+    for i in range(n):
+        key = np.uint64(ids[i])
+        bad |= key >= np.uint64(num_rows)
+        if bag_offsets is None:
+            room[i] = key << shift | np.uint64(i)
+        else:
+            while np.int64(i) >= bag_offsets[bag + 1]:
+                bag += 1
+            room[i] = key << shift | np.uint64(bag)
+    if bad:
+        return -1, 0
+    if n <= INSERTION:
+        insert(room[:n])
+        return 0, low
+    bits = _bits(num_rows - 1)
+    widest = 11 if n > _WIDE else 8
+    digits = (bits + widest - 1) // widest
+    width = (bits + max(digits, 1) - 1) // max(digits, 1)
+    mask, counts = np.uint64((1 << width) - 1), room[2 * n :]
+    source, target = np.uintp(0), n
+    for digit in range(digits):
+        place = np.uint64(low + digit * width)
+        for k in range(1 << width):
+            counts[k] = 0
+        for i in range(source, source + n):
+            counts[np.uintp(room[i] >> place & mask)] += np.uint64(1)
+        total = np.uint64(target)
+        for k in range(1 << width):
+            count = counts[k]
+            counts[k] = total
+            total += count
+        for i in range(source, source + n):
+            key = room[i]
+            k = np.uintp(key >> place & mask)
+            room[np.uintp(counts[k])] = key
+            counts[k] += np.uint64(1)
+        source, target = target, source
+    return np.intp(source), low
+
+
+@inline
+def _add_run(total, keys, first, last, mask, grads, shares):
+    """Set `total` to the sum of a run of gradients, in the order of the batch."""
+    clear(total)
+    for p in range(first, last):
+        i = np.intp(keys[p] & mask)
+        if shares is None:
+            for c in range(total.shape[0]):
+                total[c] += grads[i, c]
+        elif shares[i] != 0:  # skip a factor of 0, since 0 * NaN is NaN
+            for c in range(total.shape[0]):
+                total[c] += shares[i] * grads[i, c]
+
+
+@inline
+def _end(keys, first, shift):
+    """Return the end of the run of one row that starts at `first`."""
+    last = first + 1
+    while last < keys.shape[0] and keys[last] >> shift == keys[first] >> shift:
+        last += 1
+    return last
+
+
+@inline
+def _sum_run(total, part, keys, first, last, mask, grads, shares, by_count):
+    """Return the address of the sum of the gradients of one row; long runs are summed in chunks."""
+    if last - first == 1 and shares is None:
+        return row_address(grads, np.intp(keys[first] & mask))
+    hot = last - first > CHUNK
+    if hot:
+        clear(total)
+    for start in range(first, last, CHUNK):  # one place of `_add_run`: two take 0.4 s longer to compile
+        _add_run(part, keys, start, min(start + CHUNK, last), mask, grads, shares)
+        if hot:
+            for c in range(total.shape[0]):
+                total[c] += part[c]
+    found = total if hot else part
+    if by_count is not None:
+        count = total.dtype.type(last - first)
+        for c in range(total.shape[0]):
+            found[c] /= count
+    return row_address(found, 0)
+
+
+@inline
+def _meet(a, b):
+    """Whether the memory of two contiguous matrices overlaps."""
+    start, other = row_address(a, 0), row_address(b, 0)
+    return start < other + b.size * b.itemsize and other < start + a.size * a.itemsize
+
+
+@kernel
+def update_few(
+    ids,
+    bag_offsets,
+    mode,
+    grads,
+    weight,
+    state,
+    row_state,
+    steps,
+    room,
+    shares,
+    scratch,
+    skip,
+    by_count,
+    missed,
+    limit,
+    hp,
+):
+    """Update the row of every id except `skip`, and count the step; return FOUND, OUTSIDE or SHARED.
+
+    ids (n,); bag_offsets (num_bags + 1,) of pooled lookups, or None; grads (n, dim), or (num_bags, dim); shares
+    (num_bags,) is memory for the factors of modes other than SUM, or None; by_count PRESENT or None; scratch
+    (4, padded) of zeros; the others as in `update_rows`.
+    """
+    n, dim, num_rows = ids.shape[0], weight.shape[1], weight.shape[0]
+    if _meet(grads, weight):
+        return SHARED
+    start, low = _sorted_keys(ids, num_rows, bag_offsets, room)
+    if start < 0:
+        return OUTSIDE
+    if shares is not None:
+        share_bags(ids, bag_offsets, mode, skip, shares)
+    keys, shift, mask = room[start : start + n], np.uint64(low), np.uint64((1 << low) - 1)
+    total, part, terms, others = scratch[0, :dim], scratch[1, :dim], scratch[2], scratch[3]
+    first = 0
+    while first < n:
+        row, last = keys[first] >> shift, _end(keys, first, shift)
+        if last + _AHEAD < n:
+            soon = np.intp(keys[last + _AHEAD] >> shift)
+            prefetch_bytes(row_address(weight, soon), dim * weight.itemsize)
+            prefetch_bytes(row_address(state, soon), dim * state.shape[1] * weight.itemsize)
+        if np.int64(row) != skip:
+            found = _sum_run(total, part, keys, first, last, mask, grads, shares, by_count)
+            where = row_at(found, dim, total)
+            update_row(weight, state, row_state, np.uintp(row), where, terms, others, 0, missed, hp)
+            if limit is not None:
+                clip_row(weight, np.uintp(row), limit, 0)
+        first = last
+    steps[STEP] += 1  # in this kernel, so that an interrupt cannot separate rows and step
+    return FOUND
+
+
+@kernel
+def sort_few(ids, num_rows, bag_offsets, room, rows, order, offsets):
+    """Sort ids into `rows`, `order` and `offsets`, as `sort_ids`; return the number of rows.
+
+    Returns -1 if an id is out of range, and -2 if a segment is hot, that is longer than CHUNK.
+    """
+    n = ids.shape[0]
+    start, low = _sorted_keys(ids, num_rows, bag_offsets, room)
+    if start < 0:
+        return -1
+    keys, shift, mask = room[start : start + n], np.uint64(low), np.uint64((1 << low) - 1)
+    k, hot = np.uintp(0), False
+    for p in range(np.uintp(n)):
+        row = keys[p] >> shift
+        order[p] = keys[p] & mask
+        if p == 0 or keys[p - np.uintp(1)] >> shift != row:
+            rows[k], offsets[k] = row, p
+            hot |= p + np.uintp(CHUNK) < np.uintp(n) and keys[p + np.uintp(CHUNK)] >> shift == row
+            k += np.uintp(1)
+    offsets[k] = n
+    return -2 if hot else np.int64(k)
+
+
+@kernel
+def sum_few(ids, grads, num_rows, skip, by_count, room, scratch, rows, values):
+    """Write the rows of a batch but `skip`, and the sum of the gradients of each; return how many, or -1 as `sort_few`.
+
+    rows (n,), values (n, dim); scratch (dim,).
+    """
+    n, dim = ids.shape[0], values.shape[1]
+    start, low = _sorted_keys(ids, num_rows, None, room)
+    if start < 0:
+        return -1
+    keys, shift, mask = room[start : start + n], np.uint64(low), np.uint64((1 << low) - 1)
+    k = first = 0
+    while first < n:
+        row, last = keys[first] >> shift, _end(keys, first, shift)
+        if np.int64(row) != skip:
+            found = _sum_run(values[k], scratch, keys, first, last, mask, grads, None, by_count)
+            if found != row_address(values, k):
+                copy(row_address(values, k), found, dim * values.itemsize)
+            rows[k] = row
+            k += 1
+        first = last
+    return k
+
+
+@kernel
+def read_few(ids, weight, state, missed, hp, out):
+    """Write the rows of ids (n,), with the steps that they have missed, to out (n, dim); return FOUND or OUTSIDE."""
+    num_bytes, num_rows = out.shape[1] * out.itemsize, np.uintp(weight.shape[0])
+    for i in range(ids.shape[0]):
+        r = np.uintp(ids[i])
+        if r >= num_rows:
+            return OUTSIDE  # `out` is new, and is given up
+        if i + _AHEAD < ids.shape[0]:
+            soon = np.uintp(ids[i + _AHEAD])
+            prefetch_bytes(row_address(weight, soon), num_bytes)
+            prefetch_bytes(row_address(state, soon), num_bytes * state.shape[1])
+        catch_up_row(weight, state, r, 0, missed, False, hp)
+        copy(row_address(out, i), row_address(Missed(*missed).rows, 0), num_bytes)
+    return FOUND
