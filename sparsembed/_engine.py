@@ -108,7 +108,7 @@ class Engine(Protocol):
         """Return the words of a plan's repr about its rows."""
 
     # Reading.
-    def gather_few(self, weight: Any, ids: Any, table: Any = None) -> Any:
+    def gather_few(self, weight: Any, ids: Any, table: Any = None, out: Any = None) -> Any:
         """Return the rows of a small batch of the caller's arrays, or None: then checks and `gather` have to do it.
 
         Raises nothing; an id out of range gives None, too.  Lookups of rows that miss no steps try this first.

@@ -50,7 +50,7 @@ def gather(weight: Any, ids: Any, out: Any = None) -> Any:
            [2., 3.],
            [0., 1.]])
     """
-    if out is None and (found := CPU.gather_few(weight, ids)) is not None:
+    if (found := CPU.gather_few(weight, ids, None, out)) is not None:
         return found
     if out is not None and is_several(ids.ids if isinstance(ids, Plan) else ids):
         raise ValueError("out must be left out when ids are several lookups")

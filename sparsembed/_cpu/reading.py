@@ -14,13 +14,14 @@ from ..kernels.cpu import few
 from ..kernels.cpu import gather as gather_kernels
 from ..kernels.cpu import pool as pool_kernels
 from ..kernels.cpu._rows import NEAR_BYTES
+from ..kernels.cpu.sort import first_outside
 from . import threads
 from .blocks import LINE, blocks_of, padded, scratch
 from .catch_up import Missed
 from .inputs import IDS, Table, in_range, table_of
 from .memory import LARGE
 
-_FEW_BYTES = 1 << 20  # bytes of rows of a small batch: one thread, in one call, is as fast as two
+_FEW_BYTES = 1 << 19  # bytes of rows of a small batch: one thread, in one call, is as fast as two
 
 
 class Place(NamedTuple):
@@ -37,7 +38,7 @@ class Place(NamedTuple):
         return len(self.offsets) - 1
 
 
-def gather_few(weight: Any, ids: Any, table: Table | None = None) -> Any:
+def gather_few(weight: Any, ids: Any, table: Table | None = None, out: Any = None) -> Any:
     """Return the rows of a small batch, checked and copied in one compiled call, or None if `gather` has to do it.
 
     Batches of up to `LARGE` bytes go on to `gather` without more checks; `table` is that of the weight, if it is known.
@@ -49,22 +50,25 @@ def gather_few(weight: Any, ids: Any, table: Table | None = None) -> Any:
     if weight is None or array is None or not _is_quick(weight) or array.dtype not in IDS:
         return None
     dim, n = weight.shape[1], array.size
-    size, most = n * dim * weight.itemsize, _FEW_BYTES << (weight.nbytes <= NEAR_BYTES)
+    size, most = n * dim * weight.itemsize, _FEW_BYTES << 2 * (weight.nbytes <= NEAR_BYTES)
     if size >= LARGE or not array.flags.carray:
         return None
-    if array.ndim == 1:
-        out = rows = np.empty((n, dim), weight.dtype)
+    flat = array if array.ndim == 1 else array.reshape(n)
+    if out is None:
+        result = np.empty((*array.shape, dim), weight.dtype)
+    elif _takes(out, (*array.shape, dim), weight, flat):
+        result, caller = out, NUMPY
     else:
-        out = np.empty((*array.shape, dim), weight.dtype)
-        array, rows = array.reshape(n), out.reshape(n, dim)
-    if size > most:
-        array = array.view()
-        array.setflags(write=False)
-        if gather(None, table or table_of(weight), array, rows):
-            return None
-    elif not few.gather_few(weight, array, rows):
         return None
-    return out if caller is NUMPY else caller.of_numpy(out)
+    rows = result if array.ndim == 1 else result.reshape(n, dim)
+    if size > most:
+        flat = flat.view()
+        flat.setflags(write=False)
+        if gather(None, table or table_of(weight), flat, rows):
+            return None
+    elif not few.gather_few(weight, flat, rows):
+        return None
+    return result if caller is NUMPY else caller.of_numpy(result)
 
 
 def pool_few(weight: Any, place: Place, mode: int, padding: int, table: Table | None = None) -> Any:
@@ -77,7 +81,7 @@ def pool_few(weight: Any, place: Place, mode: int, padding: int, table: Table | 
     if weight is None or weights is not None or mode == check.MODES["max"] or not _is_quick(weight):
         return None
     dim, num_bags = weight.shape[1], len(offsets) - 1
-    most = _FEW_BYTES << 2 * (weight.nbytes <= NEAR_BYTES)  # rows in the cache take a quarter of the time
+    most = _FEW_BYTES << 3 * (weight.nbytes <= NEAR_BYTES)  # rows in the cache take a quarter of the time
     if not caller.takes_any:
         return None
     if (size := num_bags * dim * weight.itemsize) >= LARGE:
@@ -88,6 +92,15 @@ def pool_few(weight: Any, place: Place, mode: int, padding: int, table: Table | 
     elif not few.pool_few(weight, ids, offsets, mode, padding, out):
         return None
     return out if caller is NUMPY else caller.of_numpy(out)
+
+
+def _takes(out: Any, shape: tuple[int, ...], weight: Array, flat: Array) -> bool:
+    """Whether rows may be written to the caller's `out`: it fits, and all ids are in range."""
+    if type(out) is not np.ndarray or out.shape != shape or out.dtype != weight.dtype or not out.flags.carray:
+        return False
+    if np.may_share_memory(out, weight) or np.may_share_memory(out, flat):
+        return False
+    return bool(first_outside(flat, weight.shape[0]) < 0)
 
 
 def _plain(value: Any) -> tuple[Array | None, Framework]:

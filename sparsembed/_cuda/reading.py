@@ -36,7 +36,7 @@ class Place(NamedTuple):
         return self.ids, self.offsets, self.num_bags
 
 
-def gather_few(weight: Any, ids: Any, table: Any = None) -> Any:
+def gather_few(weight: Any, ids: Any, table: Any = None, out: Any = None) -> Any:
     """Return None: a batch of any size takes the same launch."""
 
 

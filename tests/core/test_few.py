@@ -206,3 +206,25 @@ def test_tensors_that_are_no_plain_memory_take_the_way_of_large_batches():
     negated = torch._neg_view(torch.ones(3, 4))
     assert reading.gather_few(negated, ids) is None
     np.testing.assert_array_equal(se.gather(negated, ids), -np.ones((2, 4), np.float32))
+
+
+def test_rows_are_written_to_the_callers_array(rng):
+    """All ids are checked before: an array of the caller's changes completely or not at all."""
+    weight, ids = numbers(rng, (50, 3), np.float32), rng.integers(0, 50, (4, 5))
+    out = np.full((4, 5, 3), 7.0, np.float32)
+    assert se.gather(weight, ids, out) is out
+    np.testing.assert_array_equal(out, weight[ids])
+    out[:] = 7
+    for wrong, message in ((ids + 31, "out of range|expected 0"), (ids - 20, "expected 0")):
+        with pytest.raises(IndexError, match=message):
+            se.gather(weight, wrong, out)
+        assert (out == 7).all()
+    for bad in (weight[:20].reshape(4, 5, 3), out[:, :4], out.astype(np.float64), np.asfortranarray(out)):
+        with pytest.raises((TypeError, ValueError), match="out must"):
+            se.gather(weight, ids, bad)
+
+
+@pytest.mark.usefixtures("only_quick_way")
+def test_the_callers_array_takes_the_quick_way(rng):
+    weight, ids, out = numbers(rng, (50, 3), np.float32), rng.integers(0, 50, 9), np.empty((9, 3), np.float32)
+    np.testing.assert_array_equal(se.gather(weight, ids, out), weight[ids])

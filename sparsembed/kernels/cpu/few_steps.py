@@ -18,8 +18,8 @@ from .sort import insert
 from .update import update_row
 
 COUNTERS = 1 << 11
-INSERTION, _WIDE = 48, 4096  # as in `_cpu.sorting`
-_AHEAD = 6  # prefetch distance in ids
+INSERTION = 48  # ids; up to here insertion sort is faster than radix sort, as in `_cpu.sorting`
+_AHEAD, _LINES = 6, 96  # prefetch distances: of rows that have missed steps, in ids; of updates, in cache lines
 FOUND, OUTSIDE, SHARED = 0, 1, 2  # what kernels return: done; an id is out of range; gradients lie in the table
 
 
@@ -57,7 +57,7 @@ def _sorted_keys(ids, num_rows, bag_offsets, room):
         insert(room[:n])
         return 0, low
     bits = _bits(num_rows - 1)
-    widest = 11 if n > _WIDE else 8
+    widest = 11 if n > 2048 else 9 if n > 256 else 8
     digits = (bits + widest - 1) // widest
     width = (bits + max(digits, 1) - 1) // max(digits, 1)
     mask, counts = np.uint64((1 << width) - 1), room[2 * n :]
@@ -167,14 +167,17 @@ def update_few(
     if shares is not None:
         share_bags(ids, bag_offsets, mode, skip, shares)
     keys, shift, mask = room[start : start + n], np.uint64(low), np.uint64((1 << low) - 1)
+    lines = dim * weight.itemsize * (2 + state.shape[1]) // 64 + 1
+    ahead = min(max(_LINES // lines, 4), 16)
     total, part, terms, others = scratch[0, :dim], scratch[1, :dim], scratch[2], scratch[3]
     first = 0
     while first < n:
         row, last = keys[first] >> shift, _end(keys, first, shift)
-        if last + _AHEAD < n:
-            soon = np.intp(keys[last + _AHEAD] >> shift)
+        if last + ahead < n:
+            soon = np.intp(keys[last + ahead] >> shift)
             prefetch_bytes(row_address(weight, soon), dim * weight.itemsize)
             prefetch_bytes(row_address(state, soon), dim * state.shape[1] * weight.itemsize)
+            prefetch_bytes(row_address(grads, np.intp(keys[last + ahead] & mask)), dim * weight.itemsize)
         if np.int64(row) != skip:
             found = _sum_run(total, part, keys, first, last, mask, grads, shares, by_count)
             where = row_at(found, dim, total)
