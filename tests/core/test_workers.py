@@ -182,6 +182,7 @@ def test_fewer_threads_for_one_call(team, monkeypatch):
 
 
 @POSIX
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")  # JAX, and Python 3.12
 @pytest.mark.parametrize("taken", [False, True])
 def test_the_box_of_a_parent_leads_to_nobody(team, taken):
     """A child may be forked between two steps of a call that has been given its parent's box."""
