@@ -115,7 +115,7 @@ class Engine(Protocol):
         """
 
     def pool_few(self, weight: Any, place: Any, mode: int, padding: int, table: Any = None) -> Any:
-        """Return the pooled rows of a small batch, or None, as `gather_few`."""
+        """Return the pooled rows of a small batch, or None, as `gather_few`; it may raise IndexError."""
 
     def gather(self, call: Any, table: Any, flat: Any, out: Any, missed: Any = None) -> Any:
         """``out[i] = weight[flat[i]]``; returns whether ids were out of range, on the CPU."""

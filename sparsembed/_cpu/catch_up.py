@@ -45,7 +45,8 @@ class Missed:
 
     def again(self, earlier: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the argument `missed` of the newest step, with the scratch space of an earlier one of this table."""
-        return (*self._facts(), *earlier[7:])
+        facts = self._facts()
+        return (*facts, *earlier[len(facts) :])
 
     def reading(self, num_blocks: int) -> tuple[Any, ...]:
         """Return the argument `catching_up` of kernels that read rows."""

@@ -12,9 +12,6 @@ from numba.core import config
 from .._frameworks import framework_of
 from .._typing import Array
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-INTEGERS = (np.dtype(np.int64), np.dtype(np.int32))
-
 
 def entry_of(kernel: Any, *kinds: Any) -> Any:
     """Return a kernel compiled for the given types of arguments; a tuple of numbers can stand for a named tuple."""

@@ -12,10 +12,10 @@ from .blocks import blocks_of, fetch_ahead, padded, scratch
 from .catch_up import Missed
 from .gradients import Gradients
 from .inputs import Table
+from .prepared import NO_STATE
 from .sorting import Sorted
 
 _NO_PARTIALS = {kind: np.empty((0, 0), kind) for kind in (np.dtype(np.float32), np.dtype(np.float64))}
-_NO_STATE = {kind: np.zeros((0, 0, 1), kind) for kind in (np.dtype(np.float32), np.dtype(np.float64))}
 
 
 def segment_sum(call: Any, rows: Sorted, grads: Gradients, padding: int = -1) -> tuple[Array, Array]:
@@ -57,8 +57,7 @@ def update(
 def add_rows(call: Any, table: Table, rows: Sorted, grads: Gradients, like: Any) -> None:
     """Run a rule without state on every row of a weight."""
     if len(rows.rows):
-        none = _NO_STATE[table.dtype]
-        _update_rows(table, none, none[:, :, 0], np.zeros(1, np.int64), rows, grads, -1, like, None, None)
+        _update_rows(table, *NO_STATE[table.dtype], np.zeros(1, np.int64), rows, grads, -1, like, None, None)
 
 
 def _update_rows(

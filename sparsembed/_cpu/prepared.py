@@ -5,18 +5,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import typeof, types
 
+from .. import _check as check
 from .._jit import PRESENT
 from .._typing import Array
 from ..kernels.cpu import few_steps
 from ..rules import SGD
 from .blocks import padded
 from .catch_up import Missed
-from .entry import FLOATS, INTEGERS, entry_of, matrix_type
+from .entry import entry_of, matrix_type
+from .inputs import IDS
 
 MOST = 1 << 14  # ids of a call
 BYTES = 1 << 22  # bytes that a call moves; with more, two threads are faster (SparseAdam, dim 64: from 4,096 ids on)
+NO_STATE = {kind: (np.zeros((0, 0, 1), kind), np.zeros((0, 0), kind)) for kind in check.FLOATS}  # for rules without any
 STEPS = np.zeros(3, np.int64)  # counts the steps of no table
-NO_STATE = {kind: (np.zeros((0, 0, 1), kind), np.zeros((0, 0), kind)) for kind in FLOATS}
 _OFFSETS = matrix_type(np.dtype(np.int64), 1)
 _KEYS = types.Array(types.uint64, 1, "C")
 _kept: dict[Any, Any] = {}  # compiled calls without a table
@@ -39,7 +41,7 @@ def prepared(contents: Any, dtype: Any, n: int) -> Prepared | None:
     """Return what a table keeps for calls with n ids of a dtype; None if it takes no such call."""
     known: Prepared | None = contents.few.get(dtype)
     if known is None:
-        if dtype not in INTEGERS or contents.rule is None:
+        if dtype not in IDS or contents.rule is None:
             return None
         known = contents.few[dtype] = _prepare(contents, dtype)
     if not 0 < n <= known.most:
@@ -53,7 +55,7 @@ def prepared(contents: Any, dtype: Any, n: int) -> Prepared | None:
 def _prepare(contents: Any, dtype: Any) -> Prepared:
     table, width = contents.table, padded(contents.table.dim)
     most = min(MOST, BYTES // (table.dim * table.dtype.itemsize * (2 + contents.state.shape[1])))
-    if table.dtype not in FLOATS or not table.array.flags.c_contiguous:
+    if table.dtype not in check.FLOATS or not table.array.flags.c_contiguous:
         most = 0
     by_count = PRESENT if contents.options.scale_grad_by_freq else None
     limit = None if contents.limit is None else (*contents.limit, np.zeros((1, width)))

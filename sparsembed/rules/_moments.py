@@ -13,7 +13,7 @@ def add_step(entries, exact, ages, t, far, root2, tolerance, newest):
     """Update `entries` for step t of the history, and write t to ``newest[0]``; do nothing if that is done.
 
     In one call, so that an interrupt cannot separate the two.  424 rows with the usual betas.  Columns of `ages`: decay
-    of the first moment, of the second, and the root of the latter; `root2` is the root of beta2.
+    of the first moment, decay of the second, and the root of the decay of the second; `root2` is the root of beta2.
     """
     if newest[0] >= t:
         return

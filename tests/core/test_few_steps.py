@@ -199,3 +199,11 @@ def test_huge_num_rows_and_alpha_take_the_general_way():
     with pytest.raises(ValueError, match="alpha"):
         se.scatter_add(np.ones((3, 1), np.float32), np.array([1]), np.ones((1, 1), np.float32), alpha=1e300)
     assert few.sort_few(np.zeros(0, np.int64), 5, None) is None
+
+
+def test_bags_and_rows_that_do_not_fit_one_key_are_sorted_all_the_same():
+    """70,000 bags, most of them empty, take 17 bits of a key, and rows of such a table 48."""
+    ids, offsets = np.array([2**47 + 5, 3, 2**47 + 5]), np.r_[np.zeros(70_000, np.int64), 1, 3]
+    gradient = se.pool_gradient(se.Bags(ids, offsets), np.ones((70_001, 1)), 2**48)
+    assert gradient.rows.tolist() == [3, 2**47 + 5]
+    assert gradient.values.tolist() == [[1.0], [2.0]]
