@@ -122,6 +122,8 @@ def test_hot_and_distinct_streams():
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(("cls", "name"), BENCHMARKS)
 def test_asv_benchmarks_run(cls, name):
+    if cls is bench_grid.Grid:
+        pytest.importorskip("torch")  # the fastest peer of most cells; without it a ratio would mean something else
     ran = 0
     for values in itertools.product(*getattr(cls, "params", [])):
         if hasattr(cls, "param_names") and cls.param_names[0] == "shape" and values[0] != cls.params[0][0]:

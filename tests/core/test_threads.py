@@ -514,6 +514,7 @@ x, g = np.arange(n), np.ones((n, d))
 t = se.EmbeddingTable.from_array(np.ones((n, d)), se.SGD(0.5))
 _threads.num_threads = lambda: 1
 t.update(x, np.zeros((n, d)))  # compiled
+_threads._turns(1e-6)  # and what workers run: another user may not be allowed to read the sources
 _threads.num_threads = lambda: 4
 if os.geteuid() == 0:
     os.setuid(12_345)  # root has no limit
