@@ -47,7 +47,7 @@ def test_the_grid_runs_and_writes_what_it_measured(tmp_path, capsys):
     assert len(measured) == len(result["cells"])
     for cell, reason in skipped.items():
         many = (cell.kind, cell.rows, cell.ids) == ("production", 40, 300)
-        without = not timing.installed(PEER.get(cell.op, "numpy"))
+        without = not timing.installed(PEER.get(cell.op, "numpy")) or (cell.op == "rowwise_adagrad" and cell.dim % 4)
         assert many or without, cell
         assert ("no peer" if without else "need") in reason, cell
     for each in result["cells"]:
