@@ -6,6 +6,8 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from . import _check as check
 from ._options import Options
 from ._saved import check_next
@@ -138,15 +140,30 @@ class Contents:
     def set_rule(self, rule: Rule) -> None:
         """Replace the hyperparameters; if more than the learning rate changes, all rows catch up first."""
         check.optimizer(rule, self.table.dtype)
-        if type(rule) is not type(self.rule):
-            raise ValueError(f"optimizer must keep the state of {self.rule!r}, got {rule!r}; make a new table")
-        with self.lock:
+        with self.gate, self.lock:
+            if type(rule) is not type(self.rule):
+                self._exchange(rule)
+                return
             history = self.history
             if history is not None and but_lr(rule) != but_lr(self.rule):
                 self.flush()
                 history = rule.history(self.table.dtype, self.step)
                 history.start = int(self.steps[STARTS])
             self.commit({"rule": rule, "history": history})
+
+    def _exchange(self, rule: Rule | None) -> None:
+        """Replace the rule by one of another class, before the first step."""
+        if self.rule is not None and self.step:
+            raise ValueError(
+                f"optimizer must keep the state of {self.rule!r}, got {rule!r}; call reset_state() first, which sets "
+                "state and step to zero"
+            )
+        if rule is not None:
+            self.engine.check_writeable(self.table)
+        options = self.options.checked(self.table.num_rows, rule, self.table.dtype)
+        parts = self.engine.hold(self.where, self.given, rule, options)
+        parts.pop("gate", None)  # this thread holds it
+        self.commit(parts)
 
     def adopt(self, arrays: Mapping[str, Any]) -> None:
         """Replace "state", "row_state" or "last" by given arrays, such as the arrays of a file."""
@@ -158,10 +175,38 @@ class Contents:
         with self.gate, self.lock:
             self.commit(self.engine.grown(self, rows))
 
-    def reset(self, rows: Any, weights: Any) -> None:
-        """Give rows new weights and fresh state, all or nothing."""
+    def reset(self, rows: Any, weights: Any, keep: bool = False) -> None:
+        """Give rows new weights, and fresh state unless `keep`; all or nothing.  They have missed no step then."""
         with self.gate, self.lock:
-            self.engine.reset(self, rows, weights)
+            slots = None
+            if keep and self.some_missed:
+                part = self.taken(rows, Options())
+                part.flush()
+                slots = part.state
+            self.engine.reset(self, rows, weights, slots, keep)
+
+    def clear(self) -> None:
+        """Set state and step to zero; the weights are those that all rows have caught up to."""
+        with self.gate, self.lock:
+            self.engine.synchronize(self)
+            self.flush()
+            self.engine.clear(self)
+
+    def taken(self, rows: Any, options: Options) -> "Contents":
+        """Return copies of these rows, with their state and step, as the contents of another table."""
+        with self.gate, self.lock:
+            return Contents(self.engine, self.engine.taken(self, rows, options))
+
+    def converted(self, dtype: Any) -> "Contents":
+        """Return a copy in another dtype."""
+        options = self.options.checked(self.table.num_rows, self.rule, dtype)
+        with self.gate, self.lock:
+            found = {name: each if name == "step" else each.astype(dtype) for name, each in self.saved().items()}
+        place = self.engine.place(f"{self.engine.name}:{self.engine.place_saved(self).get('device', 0)}")
+        weight = self.engine.fresh(place, found["weight"], True)
+        other = Contents(self.engine, self.engine.hold(place, weight, self.rule, options))
+        other.restore(found)
+        return other
 
     def saved(self) -> dict[str, Any]:
         """Return copies of weight, step and state as NumPy arrays, all of one step."""
@@ -171,10 +216,23 @@ class Contents:
             found: dict[str, Any] = self.engine.saved(self)
             return found
 
-    def restore(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore a dict that `saved` returned; refuse one that does not fit."""
+    def restore(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """Restore a dict that `saved` returned; refuse one that does not fit, or unless `strict` take its weights."""
         with self.gate, self.lock:
+            if not strict:
+                state_dict = self.weights_of(state_dict)
             self.engine.restore(self, state_dict)
+
+    def weights_of(self, state_dict: Any) -> Any:
+        """Return a state dict as it is if it fits, else its weights, with zero state at step 0."""
+        columns = self.columns
+        if not isinstance(state_dict, Mapping) or set(state_dict) == {"weight", "step", *columns}:
+            return state_dict
+        if "weight" not in state_dict:
+            raise KeyError(f"state_dict must have the key 'weight', got {sorted(map(str, state_dict))}")
+        zero = np.zeros((), self.table.dtype)
+        fresh = {name: np.broadcast_to(zero, slot.shape) for name, slot in columns.items()}
+        return {"weight": state_dict["weight"], "step": 0} | fresh
 
     @property
     def columns(self) -> dict[str, Any]:

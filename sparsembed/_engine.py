@@ -204,8 +204,17 @@ class Engine(Protocol):
     def grown(self, contents: Any, rows: Any) -> Any:
         """Return the parts of the table with these rows appended."""
 
-    def reset(self, contents: Any, rows: Any, weights: Any) -> None:
-        """Give rows new weights and fresh state."""
+    def taken(self, contents: Any, rows: Any, options: Options) -> Any:
+        """Return the parts of a table of these rows, with their state; a GPU lets every row catch up first."""
+
+    def reset(self, contents: Any, rows: Any, weights: Any, state: Any = None, keep: bool = False) -> None:
+        """Give rows new weights, and fresh state unless `keep`; on the CPU `state` then replaces their slots."""
+
+    def clear(self, contents: Any) -> None:
+        """Set state and step to zero; every row has caught up."""
+
+    def own_ids(self, contents: Any, ids: Any) -> Any:
+        """Return ids of the host as an array that lookups take."""
 
     def reading(self, contents: Any, call: Any) -> Any:
         """Return a context manager for a lookup, which is used within the lock."""

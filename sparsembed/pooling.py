@@ -197,6 +197,35 @@ def bag_gradients(
             return engine.of_bags(call, lookups, *where, missed)  # type: ignore[no-any-return]
 
 
+def pooled_gradients(
+    engine: Any,
+    bags: list[Any],
+    grad_out: list[Any],
+    mode: Any,
+    table: Any,
+    num_rows: int,
+    padding: int,
+    by_count: bool,
+    contents: Any,
+    check_finite: bool = False,
+) -> RowGradient:
+    """Return the gradient of the pooled lookups of one step as a `RowGradient`."""
+    if mode == "max" and len(bags) > 1 and engine.sums_max_apart:
+        total = max_gradient(bags, grad_out, engine, table, num_rows, padding, by_count, contents)
+        if check_finite and not total.is_finite():
+            raise ValueError("grad_out must be finite, got NaN or infinity")
+        return total
+    lookups = pooled(engine, bags, grad_out, mode, table.dim, table.dtype, num_rows)
+    call = engine.begin(contents, places=lookups.places, grad_out=grad_out, **arrays_of(*bags))
+    try:
+        rows, grads = bag_gradients(engine, call, lookups, num_rows, padding, table, by_count, contents)
+        if check_finite:
+            engine.refuse_infinite(grads, "grad_out")
+        return RowGradient._summed(engine, call, rows, grads, num_rows, padding)
+    finally:
+        engine.end(call)
+
+
 def pooled_gradient(
     bags: Bags,
     grad_out: Any,

@@ -11,19 +11,19 @@ from . import _check as check
 from . import initializers
 from ._contents import Contents
 from ._cpu.inputs import matrix
-from ._cpu.memory import shown
 from ._engine import CPU, device_name, engine_for, engine_of
 from ._gradients import arrays_of, as_lists, lookup_parts, pooled
 from ._options import Options
+from ._table_rows import TableRows
 from .bags import Bags
 from .functional import coalesced, lookup
 from .gradient import RowGradient
 from .plan import as_batch, as_lookups, original
-from .pooling import bag_gradients, max_gradient, pool_bags
+from .pooling import bag_gradients, max_gradient, pool_bags, pooled_gradients
 from .rules import Rule
 
 
-class EmbeddingTable:
+class EmbeddingTable(TableRows):
     """A (num_rows, dim) table of vectors and its optimizer.
 
     Parameters
@@ -38,9 +38,10 @@ class EmbeddingTable:
         An id whose row is zero and stays zero: it contributes nothing to a bag, counts in no
         divisor and is never updated.
     initializer : callable ``(shape, *, dtype, rng) -> array``
-        See `sparsembed.initializers`; default ``uniform``, between -0.05 and 0.05.
+        See `sparsembed.initializers`; default ``uniform``, between -0.05 and 0.05.  It gets a
+        `numpy.random.Generator` as `rng`.
     rng : None, int, SeedSequence or Generator
-        For the initializer.
+        For the initializer.  Two tables of one shape and one int start with equal rows: give each its own.
     max_norm : float, optional
         The largest norm of a row.  Rows with a larger norm are scaled by ``max_norm / (norm + 1e-7)``: all
         rows when the table is made or loaded, and the touched rows after each update.  Lookups never write.
@@ -92,8 +93,6 @@ class EmbeddingTable:
     >>> table.synchronize()  # waits for a GPU
     """
 
-    _contents: Contents
-
     def __init__(
         self,
         num_rows: int,
@@ -117,7 +116,7 @@ class EmbeddingTable:
             raise TypeError(f"initializer must be a function such as se.initializers.normal, got {initializer!r}")
         engine = engine_for(device_name(device))
         where = engine.place(device)
-        weight = matrix(initializer(shape, dtype=kind, rng=rng), "initializer(...)")
+        weight = matrix(initializer(shape, dtype=kind, rng=np.random.default_rng(rng)), "initializer(...)")
         owned = getattr(initializer, "func", initializer) in initializers.FRESH  # `func` of a functools.partial
         if weight.shape != shape or weight.dtype != kind:
             got = f"{weight.dtype} {weight.shape}"
@@ -173,8 +172,13 @@ class EmbeddingTable:
         array([0., 0.], dtype=float32)
         """
         options, engine = Options(padding_idx, max_norm, norm_type, scale_grad_by_freq), engine_of(weight)
+        return cls._of(Contents(engine, engine.adopt(weight, optimizer, options, copy)))
+
+    @classmethod
+    def _of(cls, contents: Contents) -> "EmbeddingTable":
+        """Return a table of contents."""
         self = cls.__new__(cls)
-        self._contents = Contents(engine, engine.adopt(weight, optimizer, options, copy))
+        self._contents = contents
         return self
 
     def lookup(self, ids: Any) -> Any:
@@ -208,9 +212,6 @@ class EmbeddingTable:
         """
         contents = self._contents
         return lookup(contents.engine, contents.table, None, ids, None, contents)
-
-    def __getitem__(self, ids: Any) -> Any:
-        return self.lookup(ids)
 
     def pool(self, bags: Bags, mode: str = "sum") -> Any:
         """Pool the rows of each bag into one; see `sparsembed.pool`.
@@ -337,6 +338,49 @@ class EmbeddingTable:
             contents.take_step(call, rows, gradients)
         finally:
             engine.end(call)
+
+    def gradient_pooled(
+        self, bags: Any, grad_out: Any, mode: str = "sum", *, check_finite: bool = False
+    ) -> RowGradient:
+        """Return the coalesced gradient of pooled lookups as a value, without its padding.
+
+        Parameters
+        ----------
+        bags, grad_out, mode
+            As for `update_pooled`; lists, too.
+        check_finite : bool
+            Refuse NaN and infinity in `grad_out`.
+
+        Returns
+        -------
+        RowGradient
+            ``table.apply`` of it is the step that `update_pooled` takes.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As for `update_pooled`.
+
+        See Also
+        --------
+        sparsembed.pool_gradient : the same without a table, which needs the table's padding and options as arguments.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable(3, 1, se.SGD(lr=1.0), padding_idx=0)
+        >>> bags = se.Bags.from_lists([[0, 2], [2]])
+        >>> gradient = table.gradient_pooled(bags, np.array([[2.0], [3.0]], np.float32), mode="mean")
+        >>> gradient.rows, gradient.values.ravel()
+        (array([2]), array([5.], dtype=float32))
+        """
+        contents, engine, table = self._contents, self._contents.engine, self._contents.table
+        if check.flag(check_finite, "check_finite"):
+            engine.allow_check()
+        parts, grads = as_lists(bags, grad_out)
+        by_freq = contents.options.scale_grad_by_freq
+        where = (table.num_rows, contents.padding, by_freq, contents)
+        return pooled_gradients(engine, parts, grads, mode, table, *where, check_finite=check_finite)
 
     def gradient(self, ids: Any, grad_out: Any) -> RowGradient:
         """Return the coalesced gradient of a batch as a value, without its padding.
@@ -469,16 +513,6 @@ class EmbeddingTable:
         return self._contents.engine.recording(self._contents)  # type: ignore[no-any-return]
 
     @property
-    def num_rows(self) -> int:
-        """Number of rows."""
-        return int(self._contents.table.num_rows)
-
-    @property
-    def dim(self) -> int:
-        """Numbers in a row."""
-        return int(self._contents.table.dim)
-
-    @property
     def padding_idx(self) -> int | None:
         """The id whose row stays zero."""
         return self._contents.options.padding_idx
@@ -502,8 +536,9 @@ class EmbeddingTable:
     def optimizer(self) -> Rule | None:
         """The optimizer, an immutable value; set it to change hyperparameters between steps.
 
-        The new value must keep the same state.  If more than the learning rate changes, every row
-        catches up first.
+        A table without optimizer takes one at any time.  Later the new value must be of the same class, which keeps
+        the state; for one of another class call `reset_state` first.  If more than the learning rate changes, every
+        row catches up first.
         """
         return self._contents.rule
 
@@ -549,20 +584,49 @@ class EmbeddingTable:
         """
         return self._contents.saved()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = True) -> None:
         """Restore what `state_dict` returned.
 
         Parameters
         ----------
         state_dict : mapping
-            Of a table of equal shape, dtype and optimizer slots.
+            Of a table of equal shape and dtype.  It holds no hyperparameters: the optimizer stays what it is, its
+            learning rate, too.
+        strict : bool
+            True wants the state of an optimizer with equal slots.  With False, where `state_dict` or the table has
+            no such state, only the weights are taken; state and step are zero then.
 
         Raises
         ------
         KeyError, TypeError, ValueError
             If anything is missing, left over or does not fit; nothing changes then.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> trained, reader = se.EmbeddingTable(9, 4, se.Adam(lr=0.1)), se.EmbeddingTable(9, 4)
+        >>> reader.load_state_dict(trained.state_dict(), strict=False)
+        >>> bool((reader.weight == trained.weight).all())
+        True
         """
-        self._contents.restore(state_dict)
+        self._contents.restore(state_dict, check.flag(strict, "strict"))
+
+    def reset_state(self) -> None:
+        """Set the optimizer's state and the step to zero, and keep the weights.
+
+        All rows catch up first, as when `weight` is read.  Then `optimizer` may be set to one of another class.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable(9, 4, se.Adagrad(lr=0.1), rng=0)
+        >>> table.update([1], np.ones((1, 4), np.float32))
+        >>> table.reset_state()
+        >>> table.optimizer = se.SparseAdam(lr=0.01)
+        >>> table.step, table.state["exp_avg"].any()
+        (0, np.False_)
+        """
+        self._contents.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         return self._contents.pickled()
@@ -574,9 +638,3 @@ class EmbeddingTable:
         weight = engine.fresh(where, saved["state_dict"]["weight"], True)
         self._contents = Contents(engine, engine.hold(where, weight, saved["optimizer"], options))
         self._contents.restore(saved["state_dict"])
-
-    def __repr__(self) -> str:
-        contents = self._contents
-        what = f"{self.num_rows} x {self.dim} {contents.table.dtype}, {contents.rule}, step {self.step}"
-        what += contents.options.shown + f", {shown(contents.nbytes)}" + contents.engine.place_name(contents.where)
-        return f"{type(self).__name__}({what})"

@@ -11,10 +11,12 @@ from .sorting import check_bags, check_ids, fits, part, shown, sort
 from .store import (
     adopt,
     begin_step,
+    clear,
     columns,
     fresh,
     grown,
     hold,
+    own_ids,
     place,
     place_saved,
     reading,
@@ -23,6 +25,7 @@ from .store import (
     reset,
     restore,
     saved,
+    taken,
     with_arrays,
 )
 from .views import caller_of

@@ -4,6 +4,7 @@ import contextlib
 import operator
 from collections import deque
 from collections.abc import Mapping
+from copy import deepcopy
 from itertools import repeat
 from typing import Any
 
@@ -106,14 +107,44 @@ def grown(contents: Any, rows: Array) -> dict[str, Any]:
     return parts
 
 
-def reset(contents: Any, rows: Array, weights: Array) -> None:
-    """Give rows new weights and fresh state, in one call into C, which an interrupt cannot split."""
+def taken(contents: Any, rows: Array, options: Options) -> dict[str, Any]:
+    """Return the parts of a table of these rows, with their state and the steps that they have missed."""
+    array = memory.empty((len(rows), contents.table.dim), contents.table.dtype)
+    np.take(contents.table.array, rows, axis=0, out=array, mode="clip")  # the mode without a second copy
+    parts = hold(None, array, contents.rule, options, constrain=False)
+    for name in ("state", "row_state", "last"):
+        if parts[name].size:
+            np.take(getattr(contents, name), rows, axis=0, out=parts[name], mode="clip")
+    return parts | {"steps": contents.steps.copy(), "history": deepcopy(contents.history)}
+
+
+def reset(contents: Any, rows: Array, weights: Array, state: Any = None, keep: bool = False) -> None:
+    """Give rows new weights, in one call into C, which an interrupt cannot split.
+
+    Their state becomes zero, unless `keep`: then their slots are `state`, or stay if that is None.
+    """
     weights = _limited(contents, weights)
     weights[rows == contents.padding] = 0
-    arrays, values = [contents.table.array, contents.state, contents.row_state], [weights, 0, 0]
+    arrays: list[Any] = [contents.table.array]
+    values: list[Any] = [weights]
+    if not keep:
+        arrays, values = [*arrays, contents.state, contents.row_state], [*values, 0, 0]
+    elif state is not None:
+        arrays, values = [*arrays, contents.state], [*values, state]
     if len(contents.last):
         arrays, values = [*arrays, contents.last], [*values, contents.step]
     deque(map(operator.setitem, arrays, repeat(rows), values), maxlen=0)
+
+
+def clear(contents: Any) -> None:
+    """Set state and step to zero, in one call into C; every row has caught up."""
+    arrays, starts = [contents.state, contents.row_state, contents.last, contents.steps], int(contents.steps[2]) + 1
+    deque(map(operator.setitem, arrays, repeat(...), [0, 0, 0, (0, 0, starts)]), maxlen=0)
+
+
+def own_ids(contents: Any, ids: Array) -> Array:
+    """Return ids of the host as an array that lookups take."""
+    return ids
 
 
 def _limited(contents: Any, rows: Array) -> Array:

@@ -93,8 +93,8 @@ class ParameterContents(Contents):
             else:
                 self._hold(array, self.rule, self.step, self.engine.columns(self), place)
 
-    def restore(self, state_dict: Mapping[str, Any]) -> None:
+    def restore(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Restore rows as they are."""
         with self.lock:
-            CPU.restore(self, state_dict, constrain=False)
+            CPU.restore(self, state_dict if strict else self.weights_of(state_dict), constrain=False)
             self.written = self.limit is not None

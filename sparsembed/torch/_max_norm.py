@@ -37,6 +37,11 @@ class LimitedTable(EmbeddingTable):
     _contents: Any
     _seen = 0  # version of the parameter when no row was too long
 
+    @classmethod
+    def _of(cls, contents: Any) -> EmbeddingTable:
+        """Return a table that is no parameter's."""
+        return EmbeddingTable._of(contents)
+
     @property
     def written(self) -> bool:
         """Whether rows may be longer than the largest norm."""

@@ -89,9 +89,17 @@ class ParameterTable(LimitedTable):
         """
         return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in super().state_dict().items()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = True) -> None:
         """Restore what `state_dict` returned, and tell autograd, so that stale graphs are refused."""
-        super().load_state_dict(state_dict)
+        super().load_state_dict(state_dict, strict=strict)
+        self._written()
+
+    def set_rows(self, ids: Any, vectors: Any, *, reset: bool = False) -> None:
+        """Replace some rows, and tell autograd."""
+        super().set_rows(ids, vectors, reset=reset)
+        self._written()
+
+    def _written(self) -> None:
         if (parameter := self._contents.parameter()) is not None:
             stepped(parameter)
 

@@ -78,6 +78,7 @@ LAYERS = (
     ("_exchange", "gradient"),
     ("_gradients", "_contents", "initializers"),
     ("functional", "pooling"),
+    ("_table_rows",),
     ("table", "cuda", "_versions"),
     ("_formulas", "reference"),
     ("testing",),

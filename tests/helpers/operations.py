@@ -148,6 +148,68 @@ def gradient_and_apply(place):
     yield from everything(table, stepped([coalesced()]))
 
 
+def gradient_pooled(place, mode, weighted):
+    table, (there, here) = place.table(), place.bags(weighted)
+    gradient = table.gradient_pooled(there, place.array(POOLED), mode)
+    want = reference.pool_gradient(here, POOLED, ROWS, mode, PADDING, cleared())
+    yield "gradient", dense(place, gradient), want
+    table.apply(gradient)
+    yield from everything(table, stepped([want]))
+
+
+def blocks(place):
+    table = place.table()
+    table.update(place.array(IDS), place.array(GRAD))
+    found = [(first, place.read(vectors)) for first, vectors in table.blocks(4)]
+    yield "first", [first for first, _ in found], [0, 4, 8]
+    yield "vectors", np.concatenate([vectors for _, vectors in found]), stepped([coalesced()])["weight"]
+
+
+def set_rows(place):
+    for reset in (False, True):
+        table, want = place.table(), stepped([coalesced()])
+        table.update(place.array(IDS), place.array(GRAD))
+        table.set_rows([7, 3, 4], POOLED[:3], reset=reset)
+        want["weight"][[7, 3, 4]] = POOLED[:3]
+        for name in RULE.slots if reset else ():
+            want[name][[7, 3, 4]] = 0
+        yield from everything(table, want)
+
+
+def take(place):
+    table, rows = place.table(), [5, 2, 8, 5]
+    table.update(place.array(IDS), place.array(GRAD))
+    some, want = table.take(rows), stepped([coalesced()])
+    yield "padding", some.padding_idx, 1
+    yield from everything(some, {name: value if name == "step" else value[rows] for name, value in want.items()})
+    yield from everything(table, want)
+
+
+def astype(place):
+    table = place.table()
+    table.update(place.array(IDS), place.array(GRAD))
+    yield from everything(table.astype(np.float64), stepped([coalesced()]))
+
+
+def reset_state(place):
+    table, want = place.table(), stepped([coalesced()])
+    table.update(place.array(IDS), place.array(GRAD))
+    table.reset_state()
+    yield from everything(table, {name: value * (name == "weight") for name, value in want.items()})
+    table.optimizer = se.SGD(lr=0.5)
+    table.update(place.array(IDS), place.array(GRAD))
+    yield "another optimizer", np.asarray(table.state_dict()["weight"]), want["weight"] - 0.5 * coalesced()
+
+
+def weights_only(place):
+    trained, reader = place.table(), place.table()
+    for table in (trained, reader):
+        table.update(place.array(IDS), place.array(GRAD))
+    reader.load_state_dict({"weight": np.asarray(trained.state_dict()["weight"])}, strict=False)
+    want = stepped([coalesced()])
+    yield from everything(reader, {name: value * (name == "weight") for name, value in want.items()})
+
+
 def state_dict(place):
     first, second = place.table(), place.table()
     first.update(place.array(IDS), place.array(GRAD))
@@ -168,7 +230,8 @@ def deepcopy(place):
 
 CASES = {each.__name__: each for each in (gather, scatter_add, coalesce, lookup, update, gradient_and_apply)}
 CASES |= {each.__name__: each for each in (state_dict, deepcopy)}
-for _case in (pool, pool_gradient, per_sample_weights_gradient, table_pool, update_pooled):
+CASES |= {each.__name__: each for each in (blocks, set_rows, take, astype, reset_state, weights_only)}
+for _case in (pool, pool_gradient, per_sample_weights_gradient, table_pool, update_pooled, gradient_pooled):
     for _mode in MODES[:3] if _case is per_sample_weights_gradient else MODES:
         for _weighted in (False, True) if _mode != "max" else (False,):
             _name = f"{_case.__name__}, {_mode}{', weighted' if _weighted else ''}"
