@@ -3,6 +3,7 @@
 from typing import Any
 
 from . import initializers, rules
+from ._process import get_num_threads, set_num_threads, warm_up
 from ._versions import show_versions
 from .bags import Bags
 from .functional import coalesce, gather, scatter_add
@@ -42,6 +43,7 @@ __all__ = [
     "clip_by_global_norm",
     "coalesce",
     "gather",
+    "get_num_threads",
     "initializers",
     "per_sample_weights_gradient",
     "plan",
@@ -50,8 +52,10 @@ __all__ = [
     "reference",
     "rules",
     "scatter_add",
+    "set_num_threads",
     "show_versions",
     "testing",
+    "warm_up",
 ]
 
 

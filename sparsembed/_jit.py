@@ -7,6 +7,7 @@ from typing import Any
 import numba
 from numba.core import config
 
+from ._compiling import announced
 from ._signals import uninterrupted
 
 try:
@@ -36,7 +37,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     if KernelCache is not None:
         with contextlib.suppress(RuntimeError):  # no writable folder for the cache
             dispatcher._cache = KernelCache(dispatcher.py_func)
-    dispatcher.compile = uninterrupted(dispatcher.compile)
+    dispatcher.compile = uninterrupted(announced(dispatcher.compile, lambda: dispatcher._cache.cache_path))
     return dispatcher
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numba.core import config
 
 from .._cache import STAMP, rules_in
+from .._compiling import announced
 from .array import DeviceArray
 
 # No fused multiply-add, so that kernels compute the CPU's bits.  The compiler writes products with an explicit rounding
@@ -114,10 +115,17 @@ def build(kernel: Callable[..., Any], kinds: tuple[Any, ...], capability: tuple[
     path = _folder() / (hashlib.sha256(repr((what, rules, STAMP)).encode()).hexdigest()[:40] + ".cubin")
     if (found := _read(path)) is not None:
         return found
-    code = link(ptx_of(kernel, kinds, capability, threads), capability)
+    code: Code = _compiled(kernel, kinds, capability, threads)
     with contextlib.suppress(OSError):  # without a folder for the cache, each process compiles again
         _write(path, code)
     return code
+
+
+def _compile(kernel: Callable[..., Any], kinds: tuple[Any, ...], capability: tuple[int, int], threads: int) -> Code:
+    return link(ptx_of(kernel, kinds, capability, threads), capability)
+
+
+_compiled = announced(_compile, lambda: str(_folder()))
 
 
 def _folder() -> Path:

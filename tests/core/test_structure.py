@@ -66,7 +66,7 @@ def test_imports_flow_one_way():
 
 # From what is imported to what imports: a module, or the modules of a folder, may import what stands above it.
 LAYERS = (
-    ("_typing", "_cache", "_signals", "_jit"),
+    ("_typing", "_cache", "_compiling", "_signals", "_jit"),
     ("rules/",),
     ("kernels/",),
     ("_check", "_frameworks", "_options", "_saved"),
@@ -80,6 +80,7 @@ LAYERS = (
     ("functional", "pooling"),
     ("_table_rows",),
     ("table", "cuda", "_versions"),
+    ("_process",),
     ("_formulas", "reference"),
     ("testing",),
     ("__init__",),
@@ -88,8 +89,8 @@ LAYERS = (
 BESIDES = {  # what a layer must not import, though it stands above
     "_cuda/": ("_cpu/",),
     "_engine": ("_cuda/",),  # which it imports when it is asked
-    "rules/": ("_jit", "_signals"),
-    "kernels/": ("_cache", "rules/_history"),
+    "rules/": ("_jit", "_compiling", "_signals"),
+    "kernels/": ("_cache", "_compiling", "rules/_history"),
     "reference": ("_cpu/", "_engine", "functional", "pooling", "table"),
     "_formulas": ("_cpu/", "_engine", "functional", "pooling", "table"),
 }
@@ -235,6 +236,7 @@ OUTSIDE = {  # what -> the only modules that may import it
     "numba.extending.overload": {"rules/_dispatch"},
     "numba.core.caching": {"_cache"},
     "threading": {
+        "_compiling",
         "_signals",
         "_contents",
         "_cpu/threads",
