@@ -7,25 +7,21 @@ from .gradients import allow_check, of_bags, of_gradient, of_lookups, refuse_inf
 from .inputs import check_writeable, gradient, ids, offsets, sample_weights, weight
 from .launch import add_rows, segment_sum, update
 from .reading import Place, gather, gather_few, pool, pool_few, weights_gradient
+from .rows import clear, grown, own_ids, reset, taken
 from .sorting import check_bags, check_ids, fits, part, shown, sort
 from .store import (
     adopt,
     begin_step,
-    clear,
     columns,
     fresh,
-    grown,
     hold,
-    own_ids,
     place,
     place_saved,
     reading,
     ready,
     recording,
-    reset,
     restore,
     saved,
-    taken,
     with_arrays,
 )
 from .views import caller_of

@@ -97,6 +97,7 @@ BESIDES = {  # what a layer must not import, though it stands above
 LATE = {  # why these may
     ("_cuda/table", "table"),  # a name in old pickles
     ("rules/_moments", "_jit"),  # a history that a compiled function keeps
+    ("_cuda/rows", "_cpu/norms"),  # rows that are replaced have the bits of rows on the host
     ("_cuda/store", "_cpu/norms"),  # a loaded state has the bits of one on the host
 }
 
