@@ -1,4 +1,4 @@
-"""Initial weights: functions of a shape, with the random generator as keyword `rng` (SPEC 7).
+"""Initial weights: functions of a shape, with the random generator as keyword `rng`.
 
 Every function returns a fresh C-ordered array that starts on a cache line.  Numbers are drawn
 in one stream, so they do not depend on the number of threads.  `rng` is what
@@ -26,8 +26,8 @@ def zeros(shape: tuple[int, ...], *, dtype: npt.DTypeLike = np.float32, rng: Any
     Parameters
     ----------
     shape : tuple of int, such as (num_rows, dim)
-    dtype : {float32, float64, float16}
-    rng : None, int, SeedSequence or Generator
+    dtype : {float32, float64, float16}, default float32
+    rng : None, int, SeedSequence or Generator, default None
         Not used.
 
     Returns
@@ -37,8 +37,10 @@ def zeros(shape: tuple[int, ...], *, dtype: npt.DTypeLike = np.float32, rng: Any
 
     Raises
     ------
-    TypeError, ValueError
-        For arguments that do not fit.
+    TypeError
+        If `shape` is no tuple of integers, or `dtype` none of the three.
+    ValueError
+        If an extent is negative.
 
     Examples
     --------
@@ -62,10 +64,10 @@ def uniform(
     Parameters
     ----------
     shape : tuple of int, such as (num_rows, dim)
-    low, high : float
+    low, high : float, default -0.05 and 0.05
         Finite, ``low <= high``.
-    dtype : {float32, float64, float16}
-    rng : None, int, SeedSequence or Generator
+    dtype : {float32, float64, float16}, default float32
+    rng : None, int, SeedSequence or Generator, default None
 
     Returns
     -------
@@ -74,8 +76,14 @@ def uniform(
 
     Raises
     ------
-    TypeError, ValueError
-        For arguments that do not fit.
+    TypeError
+        If `shape` is no tuple of integers, a bound no number, or `dtype` none of the three.
+    ValueError
+        If an extent is negative, a bound not finite, or `high` below `low`.
+
+    Notes
+    -----
+    The default of `EmbeddingTable`, with the bounds of Keras's ``Embedding``.  Draws one float64 for each number.
 
     Examples
     --------
@@ -96,10 +104,10 @@ def normal(
     Parameters
     ----------
     shape : tuple of int, such as (num_rows, dim)
-    mean, std : float
+    mean, std : float, default 0 and 1
         Finite; `std` not negative.
-    dtype : {float32, float64, float16}
-    rng : None, int, SeedSequence or Generator
+    dtype : {float32, float64, float16}, default float32
+    rng : None, int, SeedSequence or Generator, default None
 
     Returns
     -------
@@ -108,8 +116,14 @@ def normal(
 
     Raises
     ------
-    TypeError, ValueError
-        For arguments that do not fit.
+    TypeError
+        If `shape` is no tuple of integers, `mean` or `std` no number, or `dtype` none of the three.
+    ValueError
+        If an extent is negative, `mean` or `std` not finite, or `std` negative.
+
+    Notes
+    -----
+    With its defaults the distribution of ``torch.nn.Embedding``.  Draws one float64 for each number.
 
     Examples
     --------
@@ -135,12 +149,12 @@ def truncated_normal(
     Parameters
     ----------
     shape : tuple of int, such as (num_rows, dim)
-    mean, std : float
+    mean, std : float, default 0 and 1
         Of the distribution before it is cut off.
-    bound : float
+    bound : float, default 2
         At least 1e-6.
-    dtype : {float32, float64, float16}
-    rng : None, int, SeedSequence or Generator
+    dtype : {float32, float64, float16}, default float32
+    rng : None, int, SeedSequence or Generator, default None
 
     Returns
     -------
@@ -149,8 +163,14 @@ def truncated_normal(
 
     Raises
     ------
-    TypeError, ValueError
-        For arguments that do not fit.
+    TypeError
+        If `shape` is no tuple of integers, a parameter no number, or `dtype` none of the three.
+    ValueError
+        If an extent is negative, a parameter not finite, `std` negative, or `bound` below 1e-6.
+
+    Notes
+    -----
+    By the quantile function of one uniform float64 for each number, without rejection.
 
     Examples
     --------
@@ -175,8 +195,8 @@ def glorot_uniform(shape: tuple[int, ...], *, dtype: npt.DTypeLike = np.float32,
     Parameters
     ----------
     shape : tuple of int, such as (num_rows, dim)
-    dtype : {float32, float64, float16}
-    rng : None, int, SeedSequence or Generator
+    dtype : {float32, float64, float16}, default float32
+    rng : None, int, SeedSequence or Generator, default None
 
     Returns
     -------
@@ -185,8 +205,10 @@ def glorot_uniform(shape: tuple[int, ...], *, dtype: npt.DTypeLike = np.float32,
 
     Raises
     ------
-    TypeError, ValueError
-        For arguments that do not fit.
+    TypeError
+        If `shape` is no tuple of integers, or `dtype` none of the three.
+    ValueError
+        If an extent is negative.
 
     References
     ----------

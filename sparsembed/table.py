@@ -56,13 +56,34 @@ class EmbeddingTable(TableRows):
 
     Raises
     ------
-    TypeError, ValueError
-        For arguments that do not fit.
+    TypeError
+        If a number is no integer or float, `optimizer` no optimizer, `dtype` none of the three, or float16 with an
+        optimizer.
+    ValueError
+        If `num_rows` or `dim` is below 1, `max_norm` is not above zero or goes with an optimizer that moves other
+        rows, or `initializer` returns another shape or dtype.
+    IndexError
+        If `padding_idx` is not below `num_rows`.
+
+    See Also
+    --------
+    EmbeddingTable.from_array : a table of an array that exists.
+    warm_up : compile before the first call what calls on a table need.
 
     Notes
     -----
+    =====================  ==========================================================================================
+    to read                `lookup` (``table[ids]``), `pool`, `blocks`, `weight` (``numpy.asarray(table)``), iteration
+    to train               `update`, `update_pooled`; `gradient`, `gradient_pooled` and `apply`; `optimizer`, `flush`
+    to save                `state_dict`, `load_state_dict`, `reset_state`, pickle, `copy.deepcopy`
+    to change              `set_rows`, `take`, `astype`
+    to ask                 `shape`, ``len(table)``, `num_rows`, `dim`, `nbytes`, `step`, `state`, options by name
+    on a GPU               `synchronize`, `begin_step`, `recording`
+    =====================  ==========================================================================================
+
     Memory per row: ``dim * itemsize``, the same again for each slot of the optimizer, and one
-    item per row slot.  State starts as zeros, of which untouched rows take no memory on Linux.
+    item per row slot; SparseAdam and Adam have two slots.  State starts as zeros, of which untouched rows take no
+    memory on Linux.
     Any number of threads may look up at once.  Updates of one table wait for each other; with an optimizer
     that equals a dense one, lookups wait as well.
 
@@ -82,15 +103,7 @@ class EmbeddingTable(TableRows):
     (1, True)
     >>> table.num_rows, table.dim, table.padding_idx, table.max_norm, table.norm_type, table.scale_grad_by_freq
     (1000, 4, 0, None, 2.0, False)
-    >>> table = se.EmbeddingTable.from_array(np.zeros((2, 1)), optimizer=se.Adam(lr=0.1))
-    >>> weight = table.weight  # up to date until the next update
-    >>> for ids in [[0], [1]]:
-    ...     table.update(ids, np.ones((1, 1)))
-    >>> table.flush()  # moves row 0, which was not in the second batch
-    >>> weight.ravel().round(3), sorted(table.state)
-    (array([-0.167, -0.074]), ['exp_avg', 'exp_avg_sq'])
-    >>> table.optimizer = se.Adam(lr=0.01)  # between steps
-    >>> table.synchronize()  # waits for a GPU
+    >>> table.optimizer = se.SGD(lr=0.01)  # between steps
     """
 
     def __init__(
@@ -159,8 +172,17 @@ class EmbeddingTable(TableRows):
 
         Raises
         ------
-        TypeError, ValueError
-            For arguments that do not fit, such as a read-only array that is to be updated in place.
+        TypeError
+            If `weight` holds no floats, or is a list or gives out copies and would have to be written to.
+        ValueError
+            If `weight` has no rows or no columns, is read-only and would have to be written to, or an option does not
+            fit; see `EmbeddingTable`.
+        IndexError
+            If `padding_idx` is not below the number of rows.
+
+        Notes
+        -----
+        Takes no time for the weights themselves; ``copy=True`` and `max_norm` are one pass over them.
 
         Examples
         --------
@@ -192,16 +214,24 @@ class EmbeddingTable(TableRows):
         Returns
         -------
         array of shape ``ids.shape + (dim,)``
-            Of the caller's kind (NumPy, torch, jax); see `sparsembed.gather`.
+            A copy, of the caller's kind (NumPy, torch, jax), in the dtype of the table; float32 for a float16 table.
 
         Raises
         ------
-        TypeError, IndexError
-            For ids of another dtype, or out of range.
+        TypeError
+            If ids are no integers.
+        IndexError
+            If an id is negative, or not below `num_rows`.
+
+        See Also
+        --------
+        sparsembed.gather : the same for an array, also into an array that exists.
+        EmbeddingTable.blocks : all rows, block by block.
 
         Notes
         -----
-        ``table[ids]`` is the same.
+        ``table[ids]`` is the same.  Moves ``2 * n * dim * itemsize`` bytes for n ids; if the optimizer equals a dense
+        one, the state of the rows, too.
 
         Examples
         --------
@@ -224,12 +254,25 @@ class EmbeddingTable(TableRows):
         Returns
         -------
         array of shape (num_bags, dim)
-            Of the kind of the ids (NumPy, torch, jax).
+            Of the kind of the ids (NumPy, torch, jax), in the dtype of the table; float32 for a float16 table.
 
         Raises
         ------
-        TypeError, ValueError, IndexError
-            For arguments that do not fit.
+        TypeError
+            If `bags` is no Bags.
+        ValueError
+            If `mode` is none of the four, is not that of the bags, or is "max" for bags with weights.
+        IndexError
+            If an id is out of range.
+
+        See Also
+        --------
+        sparsembed.pool : the same for an array, with the formulas.
+        EmbeddingTable.update_pooled : the step from the gradient of what comes out.
+
+        Notes
+        -----
+        Reads ``n * dim * itemsize`` bytes for n ids, and writes one row for each bag.
 
         Examples
         --------
@@ -256,11 +299,22 @@ class EmbeddingTable(TableRows):
 
         Raises
         ------
-        TypeError, ValueError, IndexError
-            For arguments that do not fit; table, state and step are as they were then.
+        TypeError
+            If ids are no integers, or `grad_out` holds no floats, is None, or requires a gradient itself.
+        ValueError
+            If the table has no optimizer, a shape does not fit, a learning rate is not finite, or `check_finite` finds
+            NaN or infinity.
+        IndexError
+            If an id is out of range.
+            After each of these, table, state and step are as they were.
+
+        See Also
+        --------
+        EmbeddingTable.gradient : the same gradient as a value, to clip or add, and `apply`.
 
         Notes
         -----
+        Gradients of another float dtype are converted, which copies them.
         Moves ``(n + k * (2 + 2 * slots)) * dim * itemsize`` bytes for n ids with k unique rows,
         whatever the size of the table; 24 bytes per id of workspace.
 
@@ -302,12 +356,24 @@ class EmbeddingTable(TableRows):
 
         Raises
         ------
-        TypeError, ValueError, IndexError
-            For arguments that do not fit; table, state and step are as they were then.
+        TypeError
+            If `bags` is no Bags, or `grad_out` holds no floats, is None, or requires a gradient itself.
+        ValueError
+            If the table has no optimizer, `mode` is none of the four or not that of the bags, lists are not equally
+            long, a shape does not fit, or `check_finite` finds NaN or infinity.
+        IndexError
+            If an id is out of range.
+            After each of these, table, state and step are as they were.
+
+        See Also
+        --------
+        EmbeddingTable.gradient_pooled : the same gradient as a value.
+        sparsembed.pool_gradient : its formula.
 
         Notes
         -----
-        24 bytes per id of workspace, and one number more for weights; mode "max" needs 4 more per element of
+        Moves one row of `grad_out` for each id, and the touched rows with their state twice.  24 bytes per id of
+        workspace, and one number more for weights; mode "max" needs 4 more per element of
         `grad_out`.
 
         Examples
@@ -393,12 +459,20 @@ class EmbeddingTable(TableRows):
         Returns
         -------
         RowGradient
-            For `apply`, perhaps after clipping or adding others.
+            For `apply`, perhaps after clipping or adding others; in the dtype of the table.
 
         Raises
         ------
         TypeError, ValueError, IndexError
-            For arguments that do not fit.
+            As for `update`; a table without optimizer will do.
+
+        See Also
+        --------
+        sparsembed.coalesce : the same without a table.
+
+        Notes
+        -----
+        Allocates the sums of k unique rows, ``k * dim`` numbers, and 24 bytes per id of workspace.
 
         Examples
         --------
@@ -424,8 +498,11 @@ class EmbeddingTable(TableRows):
 
         Raises
         ------
-        TypeError, ValueError
-            For anything else; table, state and step are as they were then.
+        TypeError
+            If `gradient` is no RowGradient, or on a GPU and the table is not.
+        ValueError
+            If it is of a table of another shape, the table has no optimizer, or `check_finite` finds NaN or infinity.
+            After each of these, table, state and step are as they were.
 
         Examples
         --------
@@ -464,13 +541,35 @@ class EmbeddingTable(TableRows):
 
         Notes
         -----
-        One pass over the table if any step was taken since; nothing for rules that touch only the rows
+        One pass over the table if any step was taken since; nothing for optimizers that touch only the rows
         of a batch, such as `SparseAdam`.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable.from_array(np.zeros((2, 1)), optimizer=se.Adam(lr=0.1))
+        >>> weight = table.weight  # up to date until the next update
+        >>> for ids in [[0], [1]]:
+        ...     table.update(ids, np.ones((1, 1)))
+        >>> table.flush()  # moves row 0, which was not in the second batch
+        >>> weight.ravel().round(3)
+        array([-0.167, -0.074])
         """
         self._contents.flush()
 
     def synchronize(self) -> None:
-        """Wait for a GPU, and raise for ids that were out of range since the last time; on the CPU nothing waits."""
+        """Wait for a GPU, and raise for ids that were out of range since the last time; on the CPU nothing waits.
+
+        Raises
+        ------
+        IndexError
+            If a call since the last time had ids out of range; that call wrote nothing.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> se.EmbeddingTable(9, 4).synchronize()
+        """
         self._contents.engine.synchronize(self._contents)
 
     def begin_step(self) -> None:
@@ -534,7 +633,7 @@ class EmbeddingTable(TableRows):
 
     @property
     def optimizer(self) -> Rule | None:
-        """The optimizer, an immutable value; set it to change hyperparameters between steps.
+        """The optimizer, an immutable value; set it to change hyperparameters between steps: no step is taken.
 
         A table without optimizer takes one at any time.  Later the new value must be of the same class, which keeps
         the state; for one of another class call `reset_state` first.  If more than the learning rate changes, every
@@ -548,17 +647,21 @@ class EmbeddingTable(TableRows):
 
     @property
     def weight(self) -> Any:
-        """The (num_rows, dim) array itself, up to date; not a copy.
+        """The (num_rows, dim) array itself, up to date; not a copy, in the dtype of the table.
 
-        With an optimizer whose rows catch up (`Adam`, `AdamW`, `SGD` with momentum or decay) it is up
-        to date until the next update; see `flush`.
+        Write to it between steps if you like.  Reading it takes no time, but with an optimizer whose rows catch up
+        (`Adam`, `AdamW`, `RMSprop`, `SGD` with momentum or decay): then it is a `flush`, and the array is up to date
+        until the next update.
         """
         self._contents.flush()
         return self._contents.given
 
     @property
     def state(self) -> dict[str, Any]:
-        """Views of the optimizer's state: slots (num_rows, dim), row slots (num_rows,)."""
+        """Views of the optimizer's state by name: slots (num_rows, dim), row slots (num_rows,).
+
+        In the dtype of the table, and up to date as `weight` is; they may be written to between steps.
+        """
         self._contents.flush()
         return self._contents.columns
 
@@ -577,10 +680,18 @@ class EmbeddingTable(TableRows):
         Returns
         -------
         dict of arrays, and an int
+            "weight" (num_rows, dim), "step", each slot (num_rows, dim) and each row slot (num_rows,), in the dtype of
+            the table.  Hyperparameters and options are not in it; a pickle has them.
 
         Notes
         -----
-        All of one step: updates of other threads wait.
+        All of one step: updates of other threads wait.  Copies weights and state, after a `flush`.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> sorted(se.EmbeddingTable(9, 4, se.Adam(lr=0.1)).state_dict())
+        ['exp_avg', 'exp_avg_sq', 'step', 'weight']
         """
         return self._contents.saved()
 
