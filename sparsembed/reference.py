@@ -41,6 +41,15 @@ from .rules import Rule
 def onehot(ids: Any, num_rows: int) -> sparse.csr_array:
     """One row per id, with a 1 in the id's column: (n, num_rows).
 
+    Parameters
+    ----------
+    ids : integer array of any shape
+    num_rows : int
+
+    Returns
+    -------
+    scipy.sparse.csr_array of shape (n, num_rows), float64
+
     Examples
     --------
     >>> import sparsembed as se
@@ -58,14 +67,48 @@ def _flat(ids: Any) -> Array:
 
 
 def gather(weight: Any, ids: Any) -> Array:
-    """``onehot(ids) @ weight``, in the shape of the ids."""
+    """``onehot(ids) @ weight``, in the shape of the ids.
+
+    Parameters
+    ----------
+    weight : float array of shape (num_rows, dim)
+    ids : integer array of any shape
+
+    Returns
+    -------
+    float64 array of shape ``ids.shape + (dim,)``
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> se.reference.gather(np.array([[1.0], [2.0]]), [1, 1]).ravel()
+    array([2., 2.])
+    """
     table = np.asarray(weight, np.float64)
     rows: Array = onehot(ids, len(table)) @ table
     return rows.reshape(*np.shape(ids), table.shape[1])
 
 
 def scatter_add(weight: Any, ids: Any, values: Any, alpha: float = 1.0) -> Array:
-    """``weight + alpha * onehot(ids).T @ values``, as a new array."""
+    """``weight + alpha * onehot(ids).T @ values``, as a new array.
+
+    Parameters
+    ----------
+    weight : float array of shape (num_rows, dim)
+    ids : integer array of any shape
+    values : float array of shape ``ids.shape + (dim,)``
+    alpha : float, default 1
+
+    Returns
+    -------
+    float64 array of shape (num_rows, dim)
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> se.reference.scatter_add(np.zeros((2, 1)), [1, 1], np.ones((2, 1)), alpha=0.5).ravel()
+    array([0., 1.])
+    """
     table = np.asarray(weight, np.float64)
     return table + alpha * coalesce(ids, values, len(table))
 
@@ -74,6 +117,24 @@ def coalesce(ids: Any, grad_out: Any, num_rows: int, scale_grad_by_freq: bool = 
     """``onehot(ids).T @ grad_out``: the dense gradient, (num_rows, dim).
 
     With `scale_grad_by_freq`, ``onehot(ids).T @ shares(ids) @ grad_out``.
+
+    Parameters
+    ----------
+    ids : integer array of any shape
+    grad_out : float array of shape ``ids.shape + (dim,)``
+    num_rows : int
+    scale_grad_by_freq : bool, default False
+        Divide by the number of times that each id occurs.
+
+    Returns
+    -------
+    float64 array of shape (num_rows, dim)
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> se.reference.coalesce([1, 1], np.ones((2, 1)), 3).ravel()
+    array([0., 2., 0.])
     """
     grad = np.asarray(grad_out, np.float64)
     matrix = onehot(ids, num_rows)
@@ -85,6 +146,15 @@ def coalesce(ids: Any, grad_out: Any, num_rows: int, scale_grad_by_freq: bool = 
 
 def shares(ids: Any, num_rows: int) -> sparse.dia_array:
     """Diagonal matrix (n, n): one over the number of times that each occurrence's id occurs.
+
+    Parameters
+    ----------
+    ids : integer array of any shape
+    num_rows : int
+
+    Returns
+    -------
+    scipy.sparse.dia_array of shape (n, n), float64
 
     Examples
     --------
@@ -98,6 +168,18 @@ def shares(ids: Any, num_rows: int) -> sparse.dia_array:
 
 def bag_matrix(bags: Bags, num_rows: int, mode: str = "sum", padding_idx: int | None = None) -> sparse.csr_array:
     """The matrix B with ``pool(weight) = B @ weight`` for sum, mean and sqrtn: (num_bags, num_rows).
+
+    Parameters
+    ----------
+    bags : Bags
+    num_rows : int
+    mode : {"sum", "mean", "sqrtn"}, default "sum"
+    padding_idx : int, optional
+        An id that contributes nothing.
+
+    Returns
+    -------
+    scipy.sparse.csr_array of shape (num_bags, num_rows), float64
 
     Examples
     --------
@@ -133,7 +215,26 @@ def _without_zeros(matrix: sparse.csr_array) -> sparse.csr_array:
 
 
 def pool(weight: Any, bags: Bags, mode: str = "sum", padding_idx: int | None = None) -> Array:
-    """``bag_matrix @ weight``; for max, the largest element of each column of the bag's rows."""
+    """``bag_matrix @ weight``; for max, the largest element of each column of the bag's rows.
+
+    Parameters
+    ----------
+    weight : float array of shape (num_rows, dim)
+    bags : Bags
+    mode : {"sum", "mean", "sqrtn", "max"}, default "sum"
+    padding_idx : int, optional
+        An id that contributes nothing.
+
+    Returns
+    -------
+    float64 array of shape (num_bags, dim)
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> se.reference.pool(np.array([[1.0], [2.0]]), se.Bags.from_lists([[0, 1], [1]])).ravel()
+    array([3., 2.])
+    """
     table = np.asarray(weight, np.float64)
     if mode != "max":
         pooled: Array = bag_matrix(bags, len(table), mode, padding_idx) @ table
@@ -146,7 +247,25 @@ def pool(weight: Any, bags: Bags, mode: str = "sum", padding_idx: int | None = N
 
 
 def argmax(weight: Any, bags: Bags, padding_idx: int | None = None) -> Array:
-    """Position in ``bags.ids`` of the first largest element (or first NaN), -1 in an empty bag."""
+    """Position in ``bags.ids`` of the first largest element (or first NaN), -1 in an empty bag.
+
+    Parameters
+    ----------
+    weight : float array of shape (num_rows, dim)
+    bags : Bags
+    padding_idx : int, optional
+        An id that contributes nothing.
+
+    Returns
+    -------
+    integer array of shape (num_bags, dim)
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> se.reference.argmax(np.array([[1.0], [2.0]]), se.Bags.from_lists([[0, 1], []])).ravel()
+    array([ 1, -1])
+    """
     table = np.asarray(weight, np.float64)
     winners = np.full((bags.num_bags, table.shape[1]), -1)
     for b in range(bags.num_bags):
@@ -170,6 +289,29 @@ def pool_gradient(
     """``bag_matrix.T @ grad_out``: the dense gradient; for max, to the winners only.
 
     With `scale_grad_by_freq`, the gradient of each occurrence is multiplied by its `shares` first.
+
+    Parameters
+    ----------
+    bags : Bags
+    grad_out : float array of shape (num_bags, dim)
+    num_rows : int
+    mode : {"sum", "mean", "sqrtn", "max"}, default "sum"
+    padding_idx : int, optional
+        An id that contributes nothing.
+    weight : float array of shape (num_rows, dim), optional
+        Needed for mode "max".
+    scale_grad_by_freq : bool, default False
+        Divide by the number of times that each id occurs.
+
+    Returns
+    -------
+    float64 array of shape (num_rows, dim)
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> se.reference.pool_gradient(se.Bags.from_lists([[0, 1], [1]]), np.ones((2, 1)), 2).ravel()
+    array([1., 2.])
     """
     grad = np.asarray(grad_out, np.float64)
     if mode != "max":
@@ -183,6 +325,17 @@ def pool_gradient(
 
 def clip_rows(weight: Any, max_norm: float, norm_type: float = 2.0) -> Array:
     """Return the table with rows whose norm exceeds `max_norm` scaled by ``max_norm / (norm + 1e-7)``.
+
+    Parameters
+    ----------
+    weight : float array of shape (num_rows, dim)
+    max_norm : float
+    norm_type : float, default 2
+        The p of the norm.
+
+    Returns
+    -------
+    float64 array of shape (num_rows, dim)
 
     Examples
     --------
@@ -201,7 +354,28 @@ def clip_rows(weight: Any, max_norm: float, norm_type: float = 2.0) -> Array:
 def per_sample_weights_gradient(
     weight: Any, bags: Bags, grad_out: Any, mode: str = "sum", padding_idx: int | None = None
 ) -> Array:
-    """Derivative of ``sum(grad_out * pool(weight))`` for each per-sample weight, by the quotient rule."""
+    """Derivative of ``sum(grad_out * pool(weight))`` for each per-sample weight, by the quotient rule.
+
+    Parameters
+    ----------
+    weight : float array of shape (num_rows, dim)
+    bags : Bags
+    grad_out : float array of shape (num_bags, dim)
+    mode : {"sum", "mean", "sqrtn"}, default "sum"
+    padding_idx : int, optional
+        An id that contributes nothing.
+
+    Returns
+    -------
+    float64 array of shape (n,)
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> bags = se.Bags.from_lists([[0, 1]])
+    >>> se.reference.per_sample_weights_gradient(np.array([[1.0], [2.0]]), bags, np.ones((1, 1)))
+    array([1., 2.])
+    """
     grad = np.asarray(grad_out, np.float64)
     n = len(bags.ids)
     bag_of = np.repeat(np.arange(bags.num_bags), np.diff(bags.offsets))
@@ -242,8 +416,10 @@ def update(
     ----------
     rule : one of `sparsembed.rules`, or any rule (then its scalar functions run in float64)
     weight : array of shape (num_rows, dim)
-    state : dict of slot name -> array
-    ids, grad_out : the batch
+    state : dict of str to array
+        Slots (num_rows, dim) and row slots (num_rows,), by name.
+    ids, grad_out : arrays
+        The batch, as for `coalesce`.
     step : int
         Number of this update, from 1.
     padding_idx : int, optional
@@ -252,7 +428,15 @@ def update(
 
     Returns
     -------
-    weight, state : float64 copies, updated
+    weight : float64 array of shape (num_rows, dim)
+    state : dict of str to float64 array
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> weight, state = se.reference.update(se.SGD(lr=1.0), np.zeros((3, 1)), {}, [2, 2], np.ones((2, 1)), step=1)
+    >>> weight.ravel()
+    array([ 0.,  0., -2.])
     """
     table = np.array(weight, np.float64)
     names = (*rule.slots, *rule.row_slots)
