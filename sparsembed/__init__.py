@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import initializers, rules
+from . import initializers, rules, storage
 from ._versions import show_versions
 from .bags import Bags
 from .functional import coalesce, gather, scatter_add
@@ -21,6 +21,7 @@ from .rules import (
     RowwiseAdagrad,
     SparseAdam,
 )
+from .storage.loading import load
 from .table import EmbeddingTable
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "coalesce",
     "gather",
     "initializers",
+    "load",
     "per_sample_weights_gradient",
     "plan",
     "pool",
@@ -51,6 +53,7 @@ __all__ = [
     "rules",
     "scatter_add",
     "show_versions",
+    "storage",
     "testing",
 ]
 

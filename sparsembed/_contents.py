@@ -1,6 +1,7 @@
 """Contents: what a table holds (weight, state, step, missed steps), on any engine."""
 
 import os
+import secrets
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ class Contents:
     engine : Engine
     parts : dict
         What `Engine.hold` and `Engine.adopt` return.
+    seed : int, optional
+        64 bits for everything that is drawn later; of entropy by default.
     """
 
     lock: Any
@@ -51,8 +54,8 @@ class Contents:
     # Told the rows of each step before they are written: an interrupt may name rows in vain, and cannot miss any.
     watch: Callable[[Any], None] | None
 
-    def __init__(self, engine: Any, parts: dict[str, Any]) -> None:
-        self.engine = engine
+    def __init__(self, engine: Any, parts: dict[str, Any], seed: int | None = None) -> None:
+        self.engine, self.seed = engine, secrets.randbits(64) if seed is None else seed
         self.lock = self.gate = threading.RLock()  # on a GPU another lock, held during a recording
         self.where = self.watch = None
         self.commit(parts)
@@ -185,7 +188,7 @@ class Contents:
     def pickled(self) -> dict[str, Any]:
         """Return what a pickle holds: names and plain values, all of one step."""
         with self.lock:
-            found = {"optimizer": self.rule, "state_dict": self.saved()} | self.options._asdict()
+            found = {"optimizer": self.rule, "state_dict": self.saved(), "seed": self.seed} | self.options._asdict()
             place: dict[str, Any] = self.engine.place_saved(self)
             return found | place
 

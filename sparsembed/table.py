@@ -10,9 +10,9 @@ import numpy.typing as npt
 from . import _check as check
 from . import initializers
 from ._contents import Contents
-from ._cpu.inputs import matrix
 from ._cpu.memory import shown
 from ._engine import CPU, device_name, engine_for, engine_of
+from ._first_rows import first_rows, seed_of
 from ._gradients import arrays_of, as_lists, lookup_parts, pooled
 from ._options import Options
 from .bags import Bags
@@ -21,6 +21,7 @@ from .gradient import RowGradient
 from .plan import as_batch, as_lookups, original
 from .pooling import bag_gradients, max_gradient, pool_bags
 from .rules import Rule
+from .storage.saving import save_contents
 
 
 class EmbeddingTable:
@@ -38,9 +39,9 @@ class EmbeddingTable:
         An id whose row is zero and stays zero: it contributes nothing to a bag, counts in no
         divisor and is never updated.
     initializer : callable ``(shape, *, dtype, rng) -> array``
-        See `sparsembed.initializers`; default ``uniform``, between -0.05 and 0.05.
+        Its `rng` is a Generator, whatever was given.  See `sparsembed.initializers`; default ``uniform`` in [-0.05, 0.05).
     rng : None, int, SeedSequence or Generator
-        For the initializer.
+        For the initializer.  An int below 2**64 is the table's `seed`; else 64 bits are drawn for that, after the rows.
     max_norm : float, optional
         The largest norm of a row.  Rows with a larger norm are scaled by ``max_norm / (norm + 1e-7)``: all
         rows when the table is made or loaded, and the touched rows after each update.  Lookups never write.
@@ -81,6 +82,8 @@ class EmbeddingTable:
     (1, True)
     >>> table.num_rows, table.dim, table.padding_idx, table.max_norm, table.norm_type, table.scale_grad_by_freq
     (1000, 4, 0, None, 2.0, False)
+    >>> table.seed
+    0
     >>> table = se.EmbeddingTable.from_array(np.zeros((2, 1)), optimizer=se.Adam(lr=0.1))
     >>> weight = table.weight  # up to date until the next update
     >>> for ids in [[0], [1]]:
@@ -113,16 +116,9 @@ class EmbeddingTable:
         kind = check.table_dtype(dtype)
         check.size(*shape, kind)
         options = Options(padding_idx, max_norm, norm_type, scale_grad_by_freq).checked(shape[0], optimizer, kind)
-        if not callable(initializer):
-            raise TypeError(f"initializer must be a function such as se.initializers.normal, got {initializer!r}")
-        engine = engine_for(device_name(device))
-        where = engine.place(device)
-        weight = matrix(initializer(shape, dtype=kind, rng=rng), "initializer(...)")
-        owned = getattr(initializer, "func", initializer) in initializers.FRESH  # `func` of a functools.partial
-        if weight.shape != shape or weight.dtype != kind:
-            got = f"{weight.dtype} {weight.shape}"
-            raise ValueError(f"initializer must return a {kind} array of shape {shape}, got {got}")
-        self._contents = Contents(engine, engine.hold(where, engine.fresh(where, weight, owned), optimizer, options))
+        where = (engine := engine_for(device_name(device))).place(device)
+        rows, seed = first_rows(initializer, shape, kind, rng)
+        self._contents = Contents(engine, engine.hold(where, engine.fresh(where, *rows), optimizer, options), seed)
 
     @classmethod
     def from_array(
@@ -131,6 +127,7 @@ class EmbeddingTable:
         optimizer: Rule | None = None,
         *,
         copy: bool = False,
+        rng: Any = None,
         padding_idx: int | None = None,
         max_norm: float | None = None,
         norm_type: float = 2.0,
@@ -146,6 +143,8 @@ class EmbeddingTable:
         optimizer : Rule, optional
         copy : bool
             False adopts the caller's memory, which updates then change in place.
+        rng : None, int, SeedSequence or Generator
+            For `seed` alone: no row is drawn.
         padding_idx : int, optional
             This row is set to zero.
         max_norm, norm_type : float, optional
@@ -173,8 +172,8 @@ class EmbeddingTable:
         array([0., 0.], dtype=float32)
         """
         options, engine = Options(padding_idx, max_norm, norm_type, scale_grad_by_freq), engine_of(weight)
-        self = cls.__new__(cls)
-        self._contents = Contents(engine, engine.adopt(weight, optimizer, options, copy))
+        self, seed = cls.__new__(cls), seed_of(rng)
+        self._contents = Contents(engine, engine.adopt(weight, optimizer, options, copy), seed)
         return self
 
     def lookup(self, ids: Any) -> Any:
@@ -564,6 +563,60 @@ class EmbeddingTable:
         """
         self._contents.restore(state_dict)
 
+    def save(self, path: Any, *, progress: Callable[[int], Any] | None = None) -> None:
+        """Write the table to a file: weight, state, step, optimizer, options and seed; `sparsembed.load` reads it.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            A new file, or one that is replaced; its permissions are kept.  Of a symbolic link, the file it leads to.
+        progress : callable ``(rows) -> None``, optional
+            Called with the number of rows done since it was last called, such as ``tqdm(...).update``.
+
+        Raises
+        ------
+        TypeError
+            For a path that is no path, and a `progress` that cannot be called.
+        ValueError
+            For a slot whose name the format uses itself, and a path that is no ordinary file.
+        RuntimeError
+            If `progress` updated the table.
+        OSError
+            Of the system, with the path: a folder that is not there, a full disk, no permission.
+
+        See Also
+        --------
+        sparsembed.load : Read the file.
+        EmbeddingTable.state_dict : The same as arrays, without optimizer, options and seed.
+
+        Notes
+        -----
+        The path is the old file or the new one, whatever happens: the bytes go to a new file in the same folder, which
+        is synced and renamed once it is whole.  After an exception no other file is left; a process that is killed
+        may leave one, named ``.<name>.<8 digits>.tmp``.
+
+        Every row catches up first, as when `weight` is read.  Updates of other threads wait until the call returns:
+        about as long as the disk takes to write the table.  The table is not copied: 16 MiB are used, and on a GPU a
+        copy of weight and state in host memory.  A learning rate that is a function, and an optimizer of a class that
+        is not of this package, are not saved: `sparsembed.load` then needs ``optimizer=``.
+
+        Examples
+        --------
+        >>> import os, tempfile, sparsembed as se
+        >>> table = se.EmbeddingTable(1000, 4, optimizer=se.SGD(lr=0.1), rng=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "table.safetensors")
+        ...     table.save(path)
+        ...     se.load(path)
+        EmbeddingTable(1000 x 4 float32, SGD(lr=0.1), step 0, 15.6 KiB)
+        """
+        save_contents(self._contents, path, progress)
+
+    @property
+    def seed(self) -> int:
+        """The 64 bits for what is drawn later: `rng` if it is an int below 2**64, else drawn from it after the rows."""
+        return self._contents.seed
+
     def __getstate__(self) -> dict[str, Any]:
         return self._contents.pickled()
 
@@ -572,7 +625,7 @@ class EmbeddingTable:
         options = Options(**{name: value for name, value in saved.items() if name in Options._fields})
         where = engine.place(device)
         weight = engine.fresh(where, saved["state_dict"]["weight"], True)
-        self._contents = Contents(engine, engine.hold(where, weight, saved["optimizer"], options))
+        self._contents = Contents(engine, engine.hold(where, weight, saved["optimizer"], options), saved.get("seed"))
         self._contents.restore(saved["state_dict"])
 
     def __repr__(self) -> str:
