@@ -39,7 +39,7 @@ class EmbeddingTable:
         An id whose row is zero and stays zero: it contributes nothing to a bag, counts in no
         divisor and is never updated.
     initializer : callable ``(shape, *, dtype, rng) -> array``
-        Its `rng` is a Generator, whatever was given.  See `sparsembed.initializers`; default ``uniform`` in [-0.05, 0.05).
+        See `sparsembed.initializers`; default ``uniform``, between -0.05 and 0.05.  Its `rng` is a Generator.
     rng : None, int, SeedSequence or Generator
         For the initializer.  An int below 2**64 is the table's `seed`; else 64 bits are drawn for that, after the rows.
     max_norm : float, optional
