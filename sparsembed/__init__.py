@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import initializers, rules
+from . import initializers, rules, storage
 from ._process import get_num_threads, set_num_threads, warm_up
 from ._versions import show_versions
 from .bags import Bags
@@ -22,6 +22,7 @@ from .rules import (
     RowwiseAdagrad,
     SparseAdam,
 )
+from .storage.loading import load
 from .table import EmbeddingTable
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ __all__ = [
     "gather",
     "get_num_threads",
     "initializers",
+    "load",
     "per_sample_weights_gradient",
     "plan",
     "pool",
@@ -54,6 +56,7 @@ __all__ = [
     "scatter_add",
     "set_num_threads",
     "show_versions",
+    "storage",
     "testing",
     "warm_up",
 ]

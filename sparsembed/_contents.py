@@ -1,6 +1,7 @@
 """Contents: what a table holds (weight, state, step, missed steps), on any engine."""
 
 import os
+import secrets
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -32,6 +33,8 @@ class Contents:
     engine : Engine
     parts : dict
         What `Engine.hold` and `Engine.adopt` return.
+    seed : int, optional
+        64 bits for everything that is drawn later; of entropy by default.
     """
 
     lock: Any
@@ -53,8 +56,8 @@ class Contents:
     # Told the rows of each step before they are written: an interrupt may name rows in vain, and cannot miss any.
     watch: Callable[[Any], None] | None
 
-    def __init__(self, engine: Any, parts: dict[str, Any]) -> None:
-        self.engine = engine
+    def __init__(self, engine: Any, parts: dict[str, Any], seed: int | None = None) -> None:
+        self.engine, self.seed = engine, secrets.randbits(64) if seed is None else seed
         self.lock = self.gate = threading.RLock()  # on a GPU another lock, held during a recording
         self.where = self.watch = None
         self.commit(parts)
@@ -195,7 +198,7 @@ class Contents:
     def taken(self, rows: Any, options: Options) -> "Contents":
         """Return copies of these rows, with their state and step, as the contents of another table."""
         with self.gate, self.lock:
-            return Contents(self.engine, self.engine.taken(self, rows, options))
+            return Contents(self.engine, self.engine.taken(self, rows, options), self.seed)
 
     def converted(self, dtype: Any) -> "Contents":
         """Return a copy in another dtype."""
@@ -204,7 +207,7 @@ class Contents:
             found = {name: each if name == "step" else each.astype(dtype) for name, each in self.saved().items()}
         place = self.engine.place(f"{self.engine.name}:{self.engine.place_saved(self).get('device', 0)}")
         weight = self.engine.fresh(place, found["weight"], True)
-        other = Contents(self.engine, self.engine.hold(place, weight, self.rule, options))
+        other = Contents(self.engine, self.engine.hold(place, weight, self.rule, options), self.seed)
         other.restore(found)
         return other
 
@@ -243,7 +246,7 @@ class Contents:
     def pickled(self) -> dict[str, Any]:
         """Return what a pickle holds: names and plain values, all of one step."""
         with self.lock:
-            found = {"optimizer": self.rule, "state_dict": self.saved()} | self.options._asdict()
+            found = {"optimizer": self.rule, "state_dict": self.saved(), "seed": self.seed} | self.options._asdict()
             place: dict[str, Any] = self.engine.place_saved(self)
             return found | place
 

@@ -1,7 +1,6 @@
 """EmbeddingTable: weights plus optimizer state, updated in place."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,12 @@ import numpy.typing as npt
 from . import _check as check
 from . import initializers
 from ._contents import Contents
-from ._cpu.inputs import matrix
 from ._engine import CPU, device_name, engine_for, engine_of
+from ._first_rows import first_rows, seed_of
 from ._gradients import arrays_of, as_lists, lookup_parts, pooled
 from ._options import Options
 from ._table_rows import TableRows
+from ._table_state import TableState
 from .bags import Bags
 from .functional import coalesced, lookup
 from .gradient import RowGradient
@@ -23,7 +23,7 @@ from .pooling import bag_gradients, max_gradient, pool_bags, pooled_gradients
 from .rules import Rule
 
 
-class EmbeddingTable(TableRows):
+class EmbeddingTable(TableRows, TableState):
     """A (num_rows, dim) table of vectors and its optimizer.
 
     Parameters
@@ -41,7 +41,8 @@ class EmbeddingTable(TableRows):
         See `sparsembed.initializers`; default ``uniform``, between -0.05 and 0.05.  It gets a
         `numpy.random.Generator` as `rng`.
     rng : None, int, SeedSequence or Generator
-        For the initializer.  Two tables of one shape and one int start with equal rows: give each its own.
+        For the initializer.  An int below 2**64 is the table's `seed`; else 64 bits are drawn for that, after the rows.
+        Two tables of one shape and one int start with equal rows: give each its own.
     max_norm : float, optional
         The largest norm of a row.  Rows with a larger norm are scaled by ``max_norm / (norm + 1e-7)``: all
         rows when the table is made or loaded, and the touched rows after each update.  Lookups never write.
@@ -103,6 +104,8 @@ class EmbeddingTable(TableRows):
     (1, True)
     >>> table.num_rows, table.dim, table.padding_idx, table.max_norm, table.norm_type, table.scale_grad_by_freq
     (1000, 4, 0, None, 2.0, False)
+    >>> table.seed
+    0
     >>> table.optimizer = se.SGD(lr=0.01)  # between steps
     """
 
@@ -125,16 +128,9 @@ class EmbeddingTable(TableRows):
         kind = check.table_dtype(dtype)
         check.size(*shape, kind)
         options = Options(padding_idx, max_norm, norm_type, scale_grad_by_freq).checked(shape[0], optimizer, kind)
-        if not callable(initializer):
-            raise TypeError(f"initializer must be a function such as se.initializers.normal, got {initializer!r}")
-        engine = engine_for(device_name(device))
-        where = engine.place(device)
-        weight = matrix(initializer(shape, dtype=kind, rng=np.random.default_rng(rng)), "initializer(...)")
-        owned = getattr(initializer, "func", initializer) in initializers.FRESH  # `func` of a functools.partial
-        if weight.shape != shape or weight.dtype != kind:
-            got = f"{weight.dtype} {weight.shape}"
-            raise ValueError(f"initializer must return a {kind} array of shape {shape}, got {got}")
-        self._contents = Contents(engine, engine.hold(where, engine.fresh(where, weight, owned), optimizer, options))
+        where = (engine := engine_for(device_name(device))).place(device)
+        rows, seed = first_rows(initializer, shape, kind, rng)
+        self._contents = Contents(engine, engine.hold(where, engine.fresh(where, *rows), optimizer, options), seed)
 
     @classmethod
     def from_array(
@@ -143,6 +139,7 @@ class EmbeddingTable(TableRows):
         optimizer: Rule | None = None,
         *,
         copy: bool = False,
+        rng: Any = None,
         padding_idx: int | None = None,
         max_norm: float | None = None,
         norm_type: float = 2.0,
@@ -158,6 +155,8 @@ class EmbeddingTable(TableRows):
         optimizer : Rule, optional
         copy : bool
             False adopts the caller's memory, which updates then change in place.
+        rng : None, int, SeedSequence or Generator
+            For `seed` alone: no row is drawn.
         padding_idx : int, optional
             This row is set to zero.
         max_norm, norm_type : float, optional
@@ -194,7 +193,7 @@ class EmbeddingTable(TableRows):
         array([0., 0.], dtype=float32)
         """
         options, engine = Options(padding_idx, max_norm, norm_type, scale_grad_by_freq), engine_of(weight)
-        return cls._of(Contents(engine, engine.adopt(weight, optimizer, options, copy)))
+        return cls._of(Contents(engine, engine.adopt(weight, optimizer, options, copy), seed_of(rng)))
 
     @classmethod
     def _of(cls, contents: Contents) -> "EmbeddingTable":
@@ -536,81 +535,6 @@ class EmbeddingTable(TableRows):
         contents.engine.check_writeable(contents.table)
         return contents, contents.engine, contents.table
 
-    def flush(self) -> None:
-        """Let every row catch up with the dense optimizer; reading `weight` or `state` does so, too.
-
-        Notes
-        -----
-        One pass over the table if any step was taken since; nothing for optimizers that touch only the rows
-        of a batch, such as `SparseAdam`.
-
-        Examples
-        --------
-        >>> import numpy as np, sparsembed as se
-        >>> table = se.EmbeddingTable.from_array(np.zeros((2, 1)), optimizer=se.Adam(lr=0.1))
-        >>> weight = table.weight  # up to date until the next update
-        >>> for ids in [[0], [1]]:
-        ...     table.update(ids, np.ones((1, 1)))
-        >>> table.flush()  # moves row 0, which was not in the second batch
-        >>> weight.ravel().round(3)
-        array([-0.167, -0.074])
-        """
-        self._contents.flush()
-
-    def synchronize(self) -> None:
-        """Wait for a GPU, and raise for ids that were out of range since the last time; on the CPU nothing waits.
-
-        Raises
-        ------
-        IndexError
-            If a call since the last time had ids out of range; that call wrote nothing.
-
-        Examples
-        --------
-        >>> import sparsembed as se
-        >>> se.EmbeddingTable(9, 4).synchronize()
-        """
-        self._contents.engine.synchronize(self._contents)
-
-    def begin_step(self) -> None:
-        """Count a step on a GPU, and write the step's scalars to the device for updates recorded in `recording`.
-
-        Raises
-        ------
-        ValueError
-            For a table in host memory.
-
-        Examples
-        --------
-        >>> import sparsembed as se
-        >>> table = se.EmbeddingTable(9, 4, se.SGD(lr=0.1), device="cuda")  # doctest: +SKIP
-        >>> table.begin_step()  # doctest: +SKIP
-        """
-        self._contents.engine.begin_step(self._contents)
-
-    def recording(self) -> AbstractContextManager[Any]:
-        """Return a context for the capture of a CUDA graph: updates in it belong to the step of `begin_step`.
-
-        `update` and `update_pooled` then read the learning rate, and all other scalars of the step, from the device.
-        Launch the captured graph once after each `begin_step`.  Optimizers that equal dense ones raise: their history
-        is kept on the host.  Steps of other threads wait.
-
-        Returns
-        -------
-        context manager
-
-        Raises
-        ------
-        ValueError
-            For a table in host memory, or an optimizer that keeps a history.
-
-        Examples
-        --------
-        >>> with table.recording():  # doctest: +SKIP
-        ...     table.update(ids, grad_out)
-        """
-        return self._contents.engine.recording(self._contents)  # type: ignore[no-any-return]
-
     @property
     def padding_idx(self) -> int | None:
         """The id whose row stays zero."""
@@ -630,122 +554,3 @@ class EmbeddingTable(TableRows):
     def scale_grad_by_freq(self) -> bool:
         """Whether a row's gradient is the mean over its occurrences, rather than their sum."""
         return self._contents.options.scale_grad_by_freq
-
-    @property
-    def optimizer(self) -> Rule | None:
-        """The optimizer, an immutable value; set it to change hyperparameters between steps: no step is taken.
-
-        A table without optimizer takes one at any time.  Later the new value must be of the same class, which keeps
-        the state; for one of another class call `reset_state` first.  If more than the learning rate changes, every
-        row catches up first.
-        """
-        return self._contents.rule
-
-    @optimizer.setter
-    def optimizer(self, rule: Rule) -> None:
-        self._contents.set_rule(rule)
-
-    @property
-    def weight(self) -> Any:
-        """The (num_rows, dim) array itself, up to date; not a copy, in the dtype of the table.
-
-        Write to it between steps if you like.  Reading it takes no time, but with an optimizer whose rows catch up
-        (`Adam`, `AdamW`, `RMSprop`, `SGD` with momentum or decay): then it is a `flush`, and the array is up to date
-        until the next update.
-        """
-        self._contents.flush()
-        return self._contents.given
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """Views of the optimizer's state by name: slots (num_rows, dim), row slots (num_rows,).
-
-        In the dtype of the table, and up to date as `weight` is; they may be written to between steps.
-        """
-        self._contents.flush()
-        return self._contents.columns
-
-    @property
-    def step(self) -> int:
-        """Number of updates so far."""
-        return self._contents.step
-
-    @property
-    def _on_device(self) -> bool:
-        return self._contents.engine is not CPU
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of everything that training changes: "weight", "step" and each slot by name.
-
-        Returns
-        -------
-        dict of arrays, and an int
-            "weight" (num_rows, dim), "step", each slot (num_rows, dim) and each row slot (num_rows,), in the dtype of
-            the table.  Hyperparameters and options are not in it; a pickle has them.
-
-        Notes
-        -----
-        All of one step: updates of other threads wait.  Copies weights and state, after a `flush`.
-
-        Examples
-        --------
-        >>> import sparsembed as se
-        >>> sorted(se.EmbeddingTable(9, 4, se.Adam(lr=0.1)).state_dict())
-        ['exp_avg', 'exp_avg_sq', 'step', 'weight']
-        """
-        return self._contents.saved()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Restore what `state_dict` returned.
-
-        Parameters
-        ----------
-        state_dict : mapping
-            Of a table of equal shape and dtype.  It holds no hyperparameters: the optimizer stays what it is, its
-            learning rate, too.
-        strict : bool
-            True wants the state of an optimizer with equal slots.  With False, where `state_dict` or the table has
-            no such state, only the weights are taken; state and step are zero then.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            If anything is missing, left over or does not fit; nothing changes then.
-
-        Examples
-        --------
-        >>> import sparsembed as se
-        >>> trained, reader = se.EmbeddingTable(9, 4, se.Adam(lr=0.1)), se.EmbeddingTable(9, 4)
-        >>> reader.load_state_dict(trained.state_dict(), strict=False)
-        >>> bool((reader.weight == trained.weight).all())
-        True
-        """
-        self._contents.restore(state_dict, check.flag(strict, "strict"))
-
-    def reset_state(self) -> None:
-        """Set the optimizer's state and the step to zero, and keep the weights.
-
-        All rows catch up first, as when `weight` is read.  Then `optimizer` may be set to one of another class.
-
-        Examples
-        --------
-        >>> import numpy as np, sparsembed as se
-        >>> table = se.EmbeddingTable(9, 4, se.Adagrad(lr=0.1), rng=0)
-        >>> table.update([1], np.ones((1, 4), np.float32))
-        >>> table.reset_state()
-        >>> table.optimizer = se.SparseAdam(lr=0.01)
-        >>> table.step, table.state["exp_avg"].any()
-        (0, np.False_)
-        """
-        self._contents.clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self._contents.pickled()
-
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        engine = engine_for(device := f"cuda:{saved['device']}" if "device" in saved else "cpu")
-        options = Options(**{name: value for name, value in saved.items() if name in Options._fields})
-        where = engine.place(device)
-        weight = engine.fresh(where, saved["state_dict"]["weight"], True)
-        self._contents = Contents(engine, engine.hold(where, weight, saved["optimizer"], options))
-        self._contents.restore(saved["state_dict"])

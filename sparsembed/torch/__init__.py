@@ -2,6 +2,7 @@
 
 from ._bag import EmbeddingBag
 from ._embedding import Embedding
+from ._files import load, save
 from ._optimizer import Optimizer
 from ._parameters import clip_grad_norm_, dense_parameters, table_parameters
 
@@ -11,5 +12,7 @@ __all__ = [
     "Optimizer",
     "clip_grad_norm_",
     "dense_parameters",
+    "load",
+    "save",
     "table_parameters",
 ]

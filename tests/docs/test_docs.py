@@ -39,11 +39,11 @@ def test_torch_page_runs():
     scope = {}
     for code in blocks("docs/torch.md"):
         exec(code, scope)
-    assert scope["bag"].table.step == 1
+    assert scope["bag"].table.step == scope["again"].table.step == scope["table"].step == 1
     assert scope["model"][0].table.step == 3
 
 
-@pytest.mark.parametrize("page", ["docs/index.md", "docs/concepts.md", "docs/backend.md"])
+@pytest.mark.parametrize("page", ["docs/index.md", "docs/concepts.md", "docs/backend.md", "docs/saving.md"])
 def test_pages_run_and_print_what_they_say(page, capsys):
     threads, code = numba.get_num_threads(), "\n".join(blocks(page))
     try:
