@@ -343,6 +343,7 @@ OF_TORCH = {  # names of sparsembed.torch
     "Embedding": "num_embeddings embedding_dim padding_idx max_norm norm_type scale_grad_by_freq optimizer fused",
     "EmbeddingBag": "num_embeddings embedding_dim max_norm mode include_last_offset padding_idx optimizer fused",
     "Optimizer": "params rule",
+    "convert": "model optimizer fused",
     "clip_grad_norm_": "parameters max_norm norm_type error_if_nonfinite",
     "dense_parameters": "model",
     "table_parameters": "model",
