@@ -40,9 +40,19 @@ def names(rule: Rule) -> set[str]:
     return {field.name for field in fields(rule)}  # type: ignore[arg-type]
 
 
+def hidden(rule: Rule) -> set[str]:
+    """Names that groups leave out: neither torch nor former versions have the decay of touched rows.
+
+    Where it is on, SGD has no other decay, and torch's SGD, which would leave it out, misses the key.
+    """
+    if getattr(rule, "touched_weight_decay", 0):
+        return {"weight_decay"} if isinstance(rule, SGD) else set()
+    return {"touched_weight_decay"}
+
+
 def shown(rule: Rule) -> dict[str, Any]:
     """Return hyperparameters as a group shows them: a learning rate that is a function by its first value."""
-    values = {name: getattr(rule, name) for name in names(rule)}
+    values = {name: getattr(rule, name) for name in names(rule) - hidden(rule)}
     return values | {"lr": rule.rate(1)} if callable(values["lr"]) else values
 
 
@@ -89,14 +99,12 @@ def saved(rule: Rule, group: dict[str, Any]) -> dict[str, Any]:
     lacks its initial value, and without the decay of touched rows.
     """
     others = getattr(rule, "initial_accumulator_value", 0) or getattr(rule, "touched_weight_decay", 0)
-    if others and isinstance(rule, Adagrad | SGD):
-        return {name: value for name, value in group.items() if name != "weight_decay"}
-    idle = {"weight_decay": 0} if isinstance(rule, Adagrad | RMSprop) else {}
+    idle = {"weight_decay": 0} if not others and isinstance(rule, Adagrad | RMSprop) else {}
     return {**group, **{name: value for name, value in idle.items() if name not in group}}
 
 
 def completed(rule: Rule, group: dict[str, Any]) -> dict[str, Any]:
-    """Return a group with hyperparameters that `saved` leaves out, or that neither torch nor former versions have."""
+    """Return a group with the hyperparameters that `hidden` leaves out."""
     lacking = names(rule) - group.keys()
     touched = plain(group.get("touched_weight_decay", 0))
     filled = lacking & ({"touched_weight_decay", "weight_decay"} if touched else {"touched_weight_decay"})

@@ -165,9 +165,6 @@ class SavedOptimizer(torch.optim.Optimizer):
         if "_rule" in state:  # of a copy, whose tables are met at its first step
             super().__setstate__({name: value for name, value in state.items() if name != "state"})
             self._pending = state["state"]
-            for part in (self.param_groups, self._shown):  # a former version may have saved it
-                for rule, group in zip(self._rules, part, strict=True):
-                    group.update(_groups.completed(rule, group))
             return
         groups = [
             _groups.completed(rule, group) for rule, group in zip(self._rules, state["param_groups"], strict=True)
@@ -175,12 +172,12 @@ class SavedOptimizer(torch.optim.Optimizer):
         rules = [_groups.loaded(rule, group) for group, rule in zip(groups, self._rules, strict=True)]
         work = self._checked(groups, rules, state["state"])
         for group, rule in zip(groups, rules, strict=True):
-            for name in _groups.foreign(rule, group):
+            for name in _groups.foreign(rule, group) | (_groups.hidden(rule) & group.keys()):
                 del group[name]
         super().__setstate__({"param_groups": groups})
         self._rules = rules
-        pairs = zip(groups, rules, strict=True)
-        self._shown = [{name: _groups.plain(group[name]) for name in _groups.names(rule)} for group, rule in pairs]
+        found = [(group, _groups.names(rule) & group.keys()) for group, rule in zip(groups, rules, strict=True)]
+        self._shown = [{name: _groups.plain(group[name]) for name in names} for group, names in found]
         self._attach(work)
         self._pending = {}
 

@@ -251,31 +251,37 @@ def test_decay_of_touched_rows_in_param_groups(kind, decay):
     resumed.load_state_dict(saved)
     assert resumed.param_groups[0] == {**optimizer.param_groups[0], "params": [other.weight]}
     training_goes_on(([module], optimizer), ([other], resumed))
-    del saved["param_groups"][0]["touched_weight_decay"]
+    assert ("touched_weight_decay" in saved["param_groups"][0]) is bool(decay)
+    saved["param_groups"][0].pop("touched_weight_decay", None)
     if decay and kind is se.SGD:
         saved["param_groups"][0]["weight_decay"] = 0.0
     resumed.load_state_dict(saved)
-    assert resumed.param_groups[0]["touched_weight_decay"] == 0
+    assert "touched_weight_decay" not in resumed.param_groups[0]
+    assert other.table.optimizer.touched_weight_decay == 0
     if kind is not se.SparseAdam:
         torchs = getattr(torch.optim, kind.__name__)(torch.nn.Embedding(ROWS, DIM, sparse=True).parameters(), lr=0.1)
         torchs.load_state_dict(optimizer.state_dict())
         assert ("weight_decay" in torchs.param_groups[0]) is (not decay)
 
 
-def test_a_former_optimizer_is_unpickled():
-    """Its groups have no decay of touched rows; one that is set counts."""
-    module, optimizer = trained(se.SGD(lr=0.1))
-    state = optimizer.__getstate__()
-    for part in ("param_groups", "_shown"):
-        for group in state[part]:
-            del group["touched_weight_decay"]
-    other = st.Optimizer.__new__(st.Optimizer)
-    other.__setstate__(state)
-    assert other.param_groups[0]["touched_weight_decay"] == 0
+def test_decay_of_touched_rows_set_in_a_group():
+    """Groups show it where it is on; it counts if it is set later, or is refused."""
+    module, optimizer = trained(se.SGD(lr=0.1, momentum=0.5))
+    assert "touched_weight_decay" not in optimizer.param_groups[0]
+    twin, other = trained(se.SGD(lr=0.1, momentum=0.5))
+    for driver, value in ((optimizer, 0.1), (other, 0.0)):
+        driver.param_groups[0]["touched_weight_decay"] = value
+    train(module, optimizer, [3])
+    train(twin, other, [3])
+    assert module.table.optimizer == se.SGD(lr=0.1, momentum=0.5, touched_weight_decay=0.1)
+    assert twin.table.optimizer == se.SGD(lr=0.1, momentum=0.5)
+    optimizer.param_groups[0]["weight_decay"] = 0.1
+    with pytest.raises(ValueError, match="pass one of them"):
+        optimizer.step()
     other.param_groups[0]["touched_weight_decay"] = -1.0
-    module(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match=r"SGD\(touched_weight_decay=...\) must be finite, not negative"):
         other.step()
+    assert (module.table.step, twin.table.step) == (4, 4)
 
 
 def test_a_sum_without_its_initial_value_is_not_taken_for_torchs():
