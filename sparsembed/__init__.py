@@ -62,6 +62,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__version__", "cuda"]
+
+
 def __getattr__(name: str) -> Any:
     """Import a module that needs scipy.sparse or a GPU when it is first used."""
     if name in ("cuda", "reference", "testing"):

@@ -12,6 +12,16 @@ from .rules import Rule
 Step = tuple[Array, Sequence[Array]]
 
 
+def touched_decay(rule: Rule) -> float:
+    """Return the L2 decay of the rows of a step: their gradient gets this share of the row before `take_step`."""
+    match rule:
+        case rules.SGD() | rules.Adagrad() | rules.SparseAdam():
+            return rule.touched_weight_decay
+        case rules.RowwiseAdagrad():
+            return rule.weight_decay if rule.weight_decay_mode == "l2" else 0.0
+    return 0.0
+
+
 def take_step(rule: Rule, w: Array, s: Sequence[Array], g: Array, step: int) -> Step:
     """Return new weights (k, dim) and slots of rows with gradients `g`, in float64."""
     lr = rule.rate(step)
@@ -25,10 +35,9 @@ def take_step(rule: Rule, w: Array, s: Sequence[Array], g: Array, step: int) -> 
                 step_size = lr / (1 + (step - 1) * rule.lr_decay)
                 return w - step_size * np.where(g == 0, 0, change), [total]
             case rules.RowwiseAdagrad():
-                l2 = rule.weight_decay if rule.weight_decay_mode == "l2" else 0.0
-                total = s[0] + np.mean((g + l2 * w) ** 2, axis=1)
+                total = s[0] + np.mean(g**2, axis=1)
                 rate = np.where(total > 0, lr / (np.sqrt(total) + rule.eps), 0)[:, None]
-                keep = 1 - (rate * l2 if l2 else lr * rule.weight_decay)
+                keep = 1 - (lr * rule.weight_decay if rule.weight_decay_mode == "decoupled" else 0)
                 return keep * w - rate * g, [total]
             case rules.SparseAdam():
                 m, v = _moments(rule.betas, s, g)

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from ._formulas import take_step
+from ._formulas import take_step, touched_decay
 from ._typing import Array
 from .bags import Bags
 from .rules import Rule
@@ -446,6 +446,8 @@ def update(
     flat = touched if rule.catch_up is None else np.arange(len(table))
     rows = flat[flat != padding_idx] if padding_idx is not None else flat
     dense = coalesce(ids, grad_out, len(table), scale_grad_by_freq) if len(touched) else np.zeros_like(table)
+    if decay := touched_decay(rule):
+        dense[touched] += decay * table[touched]
     new, new_slots = take_step(rule, table[rows], [slots[name][rows] for name in slots], dense[rows], step)
     table[rows] = new if max_norm is None else clip_rows(new, max_norm, norm_type)
     for name, value in zip(slots, new_slots, strict=True):

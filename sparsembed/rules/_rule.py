@@ -7,7 +7,7 @@ compiles a kernel, which rule's functions to inline.
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from hashlib import sha256
 from typing import Any, ClassVar
@@ -23,10 +23,22 @@ _LARGEST = {char: float(np.finfo(char).max) for char in "fd"}
 RULES: dict[type, type["Rule"]] = {}  # class of the named tuple -> rule
 HELPERS: list[Callable[..., Any]] = []  # scalar functions that the built-in rules share
 _STEP = ("step", "reduce", "reduce_pair", "row", "row_pair", "slots", "row_slots")
+_HOME = __name__.rpartition(".")[0]
+_MACHINERY = {*_STEP, "catching_up", *PARTS, "Hyper", "hyper", "cast", "fits", "scalars", "rate", "squares"} - {
+    "slots",
+    "row_slots",
+}  # of the optimizers of this package
 _COMPILED = {*_STEP, "catching_up", *PARTS} - {"history"}  # what kernels find by the class of `hp`
 
 
-class Rule:
+class RuleType(type):
+    """The class of rules: `dir` and `help` of an optimizer show hyperparameters, not what the engine calls."""
+
+    def __dir__(cls) -> list[str]:
+        return _public(cls, super().__dir__())
+
+
+class Rule(metaclass=RuleType):
     """Base class of optimizers; derive a frozen dataclass from it to write one.
 
     Attributes
@@ -87,6 +99,7 @@ class Rule:
     array([ 0. , -0.5,  0.5])
     """
 
+    _name: ClassVar[str]  # in messages: a form of an optimizer has the name of that
     Hyper: ClassVar[type]
     slots: ClassVar[tuple[str, ...]] = ()
     row_slots: ClassVar[tuple[str, ...]] = ()
@@ -104,8 +117,9 @@ class Rule:
     is_guarded: ClassVar[Callable[..., Any] | None] = None
     is_unsettled: ClassVar[Callable[..., Any] | None] = None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, form: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls._name = cls.__base__.__name__ if form and cls.__base__ else cls.__name__
         hyper = cls.__dict__.get("Hyper")
         if hyper is None:
             if own := _COMPILED & cls.__dict__.keys():
@@ -127,11 +141,14 @@ class Rule:
                 object.__setattr__(self, field.name, value)
             self._check(field.name, getattr(self, field.name))
 
+    def __dir__(self) -> list[str]:
+        return _public(type(self), super().__dir__())
+
     def _check(self, name: str, value: Any) -> None:
         """Refuse a hyperparameter that is not finite or is negative; override for other ranges."""
         if name == "lr" and callable(value):
             return
-        check_number(f"{type(self).__name__}({name}=...)", value)
+        check_number(f"{self._name}({name}=...)", value)
 
     def hyper(self, step: int) -> tuple[float, ...]:
         """Return the fields of `Hyper` at a step."""
@@ -149,10 +166,10 @@ class Rule:
         value = plain(lr(step))
         if isinstance(value, float) and -1e-6 < value < 0:  # some schedules end there by rounding
             raise ValueError(
-                f"{type(self).__name__}: lr({step}) must not be negative, got {value!r}; where a schedule ends a "
+                f"{self._name}: lr({step}) must not be negative, got {value!r}; where a schedule ends a "
                 "rounding below zero, pass lambda step: max(schedule(step), 0)"
             )
-        check_number(f"{type(self).__name__}: lr({step})", value)
+        check_number(f"{self._name}: lr({step})", value)
         return float(value)
 
     def scalars(self, step: int, dtype: np.dtype[Any]) -> Any:
@@ -169,6 +186,12 @@ class Rule:
         if not self.fits(values, dtype):
             raise ValueError(f"{self} at step {step} gives {values}, which {dtype} cannot hold; use smaller numbers")
         return type(self).Hyper(*map(dtype.type, values))
+
+
+def _public(cls: type, names: Iterable[str]) -> list[str]:
+    """Return the names that users of an optimizer need; all names of `Rule` itself, which authors of rules need."""
+    home = cls.__module__.rpartition(".")[0]
+    return [name for name in names if cls is Rule or home != _HOME or name not in _MACHINERY]
 
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:

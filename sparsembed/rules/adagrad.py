@@ -1,10 +1,11 @@
 """Adagrad with one accumulator per element."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import sqrt
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from ._rule import Rule, Schedule
+from ._forms import decayed, forms, is_on, shown, touched
+from ._rule import Rule, Schedule, helper
 
 
 class AdagradHyper(NamedTuple):
@@ -13,6 +14,7 @@ class AdagradHyper(NamedTuple):
     initial: float
 
 
+@forms(lambda given: TouchedAdagrad if is_on(given, "touched_weight_decay") else Adagrad)
 @dataclass(frozen=True)
 class Adagrad(Rule):
     """Adagrad, as ``torch.optim.Adagrad`` computes it for sparse gradients.
@@ -24,12 +26,17 @@ class Adagrad(Rule):
     ----------
     lr : float or callable of the step
         Learning rate, finite and not negative.
+        A function gets the number of the update, from 1; schedules that count from 0, such as those of optax, are
+        ``lambda step: schedule(step - 1)``.
     lr_decay : float
         Decay of the learning rate over the steps of the table.
     initial_accumulator_value : float
         What `S` starts from.
     eps : float
         Added to the root of `S`.
+    touched_weight_decay : float
+        L2 decay of the rows of a step: their gradient gets ``touched_weight_decay * w`` once, after the gradients of
+        repeated ids are summed, so that `S` sees it, too.  Other rows do not decay.  FBGEMM's mode "L2".
 
     Raises
     ------
@@ -56,11 +63,13 @@ class Adagrad(Rule):
     """
 
     lr: Schedule = 1e-2
+    _: KW_ONLY
     lr_decay: float = 0.0
     initial_accumulator_value: float = 0.0
     eps: float = 1e-10
+    touched_weight_decay: float = 0.0
 
-    Hyper = AdagradHyper
+    Hyper: ClassVar[type] = AdagradHyper
     slots = ("sum",)
     squares = ("sum",)
 
@@ -74,3 +83,28 @@ class Adagrad(Rule):
         # A gradient of zero changes nothing; with S = eps = 0 the quotient would be 0 / 0.
         change = g / (sqrt(hp.initial + total) + hp.eps) if g != 0 else g
         return w - hp.step_size * change, (total,)
+
+
+_step = helper(Adagrad.step)
+
+
+class TouchedAdagradHyper(NamedTuple):
+    step_size: float
+    eps: float
+    initial: float
+    l2: float
+
+
+@dataclass(frozen=True, repr=False)
+class TouchedAdagrad(Adagrad, form=True):
+    """Adagrad with decay of touched rows."""
+
+    Hyper = TouchedAdagradHyper
+    __repr__ = shown
+
+    def hyper(self, step: int) -> tuple[float, ...]:
+        return super().hyper(step) + touched(self)
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        return _step(w, decayed(w, g, hp), s, a, hp)

@@ -1,7 +1,7 @@
 """Adam and AdamW, equal to the dense optimizers, at a cost that follows the touched rows."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import exp, sqrt
 from typing import Any, NamedTuple
 
@@ -105,6 +105,8 @@ class Adam(Rule):
     ----------
     lr : float or callable of the step
         Learning rate, finite and not negative.
+        A function gets the number of the update, from 1; schedules that count from 0, such as those of optax, are
+        ``lambda step: schedule(step - 1)``.
     betas : (float, float)
         Decay of the first and second moment, each in [0, 1).  ``betas[0] < sqrt(betas[1])`` by enough
         that a row comes to rest within 16,384 steps without a gradient.
@@ -149,6 +151,7 @@ class Adam(Rule):
     """
 
     lr: Schedule = 1e-3
+    _: KW_ONLY
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -226,6 +229,7 @@ class AdamW(Adam):
     array([0.95, 0.95, 0.95])
     """
 
+    _: KW_ONLY
     weight_decay: float = 1e-2
 
 

@@ -1,6 +1,6 @@
 """FTRL-Proximal."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ class FTRL(Rule):
     ----------
     lr : float or callable of the step
         Learning rate, greater than zero (alpha in the paper).
+        A function gets the number of the update, from 1; schedules that count from 0, such as those of optax, are
+        ``lambda step: schedule(step - 1)``.
     beta, l1, l2 : float
         Not negative.
 
@@ -57,6 +59,7 @@ class FTRL(Rule):
     """
 
     lr: Schedule = 0.1
+    _: KW_ONLY
     beta: float = 1.0
     l1: float = 0.0
     l2: float = 0.0

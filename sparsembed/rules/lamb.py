@@ -1,6 +1,6 @@
 """LAMB with one trust ratio per row, on the touched rows only."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -38,6 +38,8 @@ class LAMB(Rule):
     ----------
     lr : float or callable of the step
         Learning rate, finite and not negative.
+        A function gets the number of the update, from 1; schedules that count from 0, such as those of optax, are
+        ``lambda step: schedule(step - 1)``.
     betas : (float, float)
         Decay of the first and second moment, each in [0, 1).
     eps : float
@@ -68,6 +70,7 @@ class LAMB(Rule):
     """
 
     lr: Schedule = 1e-3
+    _: KW_ONLY
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-6
     weight_decay: float = 0.0

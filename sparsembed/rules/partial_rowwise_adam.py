@@ -1,6 +1,6 @@
 """Adam with one second moment per row, on the touched rows only."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ class PartialRowwiseAdam(Rule):
     ----------
     lr : float or callable of the step
         Learning rate, finite and not negative.
+        A function gets the number of the update, from 1; schedules that count from 0, such as those of optax, are
+        ``lambda step: schedule(step - 1)``.
     betas : (float, float)
         Decay of the first and second moment, each in [0, 1).
     eps : float
@@ -57,6 +59,7 @@ class PartialRowwiseAdam(Rule):
     """
 
     lr: Schedule = 1e-3
+    _: KW_ONLY
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0

@@ -1,7 +1,7 @@
 """RMSprop, equal to the dense optimizer."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import exp, sqrt
 from typing import Any, NamedTuple
 
@@ -52,6 +52,8 @@ class RMSprop(Rule):
     ----------
     lr : float or callable of the step
         Learning rate, finite and not negative.
+        A function gets the number of the update, from 1; schedules that count from 0, such as those of optax, are
+        ``lambda step: schedule(step - 1)``.
     alpha : float
         Decay of `v`, in [0, 1).
     eps : float
@@ -82,6 +84,7 @@ class RMSprop(Rule):
     """
 
     lr: Schedule = 1e-2
+    _: KW_ONLY
     alpha: float = 0.99
     eps: float = 1e-8
 

@@ -1,9 +1,10 @@
 """Adagrad with one accumulator per row."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import sqrt
 from typing import Any, NamedTuple
 
+from ._forms import decayed
 from ._rule import Rule, Schedule
 
 
@@ -26,6 +27,8 @@ class RowwiseAdagrad(Rule):
     ----------
     lr : float or callable of the step
         Learning rate, finite and not negative.
+        A function gets the number of the update, from 1; schedules that count from 0, such as those of optax, are
+        ``lambda step: schedule(step - 1)``.
     eps : float
         Added to the root of the accumulator.
     weight_decay : float
@@ -57,6 +60,7 @@ class RowwiseAdagrad(Rule):
     """
 
     lr: Schedule = 1e-2
+    _: KW_ONLY
     eps: float = 1e-8
     weight_decay: float = 0.0
     weight_decay_mode: str = "decoupled"
@@ -79,7 +83,7 @@ class RowwiseAdagrad(Rule):
 
     @staticmethod
     def reduce(w, g, hp):
-        x = g + hp.l2 * w
+        x = decayed(w, g, hp)
         return x * x
 
     @staticmethod

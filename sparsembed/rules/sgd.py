@@ -1,15 +1,16 @@
 """Stochastic gradient descent: plain, with weight decay, with momentum."""
 
-import inspect
 import math
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from ._catch_up import CatchUp
+from ._forms import decayed, forms, is_on, touched
 from ._history import FARTHEST, History
-from ._rule import Rule, Schedule, check_number, plain
+from ._rule import Rule, Schedule, check_number
 
 _PRODUCT, _UNTIL, _SLOPE = 4, 5, 6  # columns of the history after the 2 x 2 matrix
 
@@ -18,6 +19,16 @@ class SGDHyper(NamedTuple):
     lr: float
 
 
+def _form(given: dict[str, Any]) -> type:
+    """Return the class that keeps only the state these hyperparameters need."""
+    if is_on(given, "momentum"):
+        return MomentumSGD
+    if is_on(given, "weight_decay"):
+        return DecayedSGD
+    return TouchedSGD if is_on(given, "touched_weight_decay") else SGD
+
+
+@forms(_form)
 @dataclass(frozen=True, repr=False)
 class SGD(Rule):
     """Stochastic gradient descent, as ``torch.optim.SGD`` on the dense gradient.
@@ -29,14 +40,20 @@ class SGD(Rule):
     Parameters
     ----------
     lr : float or callable of the step
-        Learning rate, finite and not negative.  The first update is step 1.
+        Learning rate, finite and not negative.
+        A function gets the number of the update, from 1; schedules that count from 0, such as those of optax, are
+        ``lambda step: schedule(step - 1)``.
     momentum : float
         In [0, 1), and such that a row comes to rest within 16,384 steps without a gradient.
     dampening : float
         In [0, 1]; needs momentum.
     nesterov : bool
         Needs momentum, and no dampening.
-    weight_decay : float, of L2 decay
+    weight_decay : float
+        L2 decay of all rows at each step.
+    touched_weight_decay : float
+        L2 decay of the rows of a step alone: their gradient gets ``touched_weight_decay * w`` once, after the
+        gradients of repeated ids are summed.  FBGEMM's mode "L2".  Not with `weight_decay`.
 
     Raises
     ------
@@ -70,22 +87,14 @@ class SGD(Rule):
     """
 
     lr: Schedule
+    _: KW_ONLY
     momentum: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    touched_weight_decay: float = 0.0
 
     Hyper: ClassVar[type] = SGDHyper
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "SGD":
-        """Return the subclass that keeps only the state these hyperparameters need."""
-        given = dict(zip((field.name for field in fields(SGD)), args, strict=False)) | kwargs
-        form = cls
-        if cls is SGD and not _is_zero(given.get("momentum", 0)):
-            form = MomentumSGD
-        elif cls is SGD and not _is_zero(given.get("weight_decay", 0)):
-            form = DecayedSGD
-        return super().__new__(form)
 
     def __repr__(self) -> str:
         shown = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
@@ -111,6 +120,11 @@ class SGD(Rule):
                 raise ValueError(f"SGD(dampening=...) must be at most 1, got {value!r}")
             if name == "dampening" and value and self.momentum == 0:
                 raise ValueError(f"SGD(dampening={value!r}) needs momentum, else it would do nothing")
+            if name == "touched_weight_decay" and value and self.weight_decay:
+                raise ValueError(
+                    f"SGD(touched_weight_decay={value!r}) decays the rows of a step, and weight_decay="
+                    f"{self.weight_decay!r} all rows; pass one of them"
+                )
 
     def hyper(self, step: int) -> tuple[float, ...]:
         return (self.rate(step),)
@@ -118,11 +132,6 @@ class SGD(Rule):
     @staticmethod
     def step(w, g, s, a, hp):
         return w - hp.lr * g, s
-
-
-# Show the hyperparameters in the signature, not the arguments of __new__.
-_arguments = [*inspect.signature(SGD.__init__).parameters.values()][1:]
-SGD.__signature__ = inspect.Signature(_arguments)  # type: ignore[attr-defined]
 
 
 class DecayedSGDHyper(NamedTuple):
@@ -142,8 +151,7 @@ class DecayedSGDCatchUp(CatchUp):
     @staticmethod
     def history(rule: Any, dtype: np.dtype[Any], base: int) -> History:
         def advance(history: History, t: int) -> tuple[int, Any]:
-            lr, l2 = history.exact[t]
-            return t, history.entries[t - 1 : t] * (1 - lr * l2)
+            return t, history.entries[t - 1 : t] * (1 - history.exact[t, 0] * rule.weight_decay)
 
         return History(1, 2, np.zeros((1, 1)), 0, advance, dtype, base, product=0, first=(1.0,))
 
@@ -157,7 +165,7 @@ class DecayedSGDCatchUp(CatchUp):
 
 
 @dataclass(frozen=True, repr=False)
-class DecayedSGD(SGD):
+class DecayedSGD(SGD, form=True):
     """SGD with weight decay and without momentum: rows shrink by a factor in each step."""
 
     Hyper = DecayedSGDHyper
@@ -165,15 +173,39 @@ class DecayedSGD(SGD):
 
     def _check(self, name: str, value: Any) -> None:
         super()._check(name, value)
-        if name == "momentum" and value != 0:
-            raise ValueError(f"SGD(momentum={value!r}) keeps state that SGD without momentum has not; make a new SGD")
+        _without_momentum(name, value)
 
     def hyper(self, step: int) -> tuple[float, ...]:
-        return self.rate(step), self.weight_decay
+        return self.rate(step), self.weight_decay or self.touched_weight_decay
 
     @staticmethod
     def step(w, g, s, a, hp):
-        return w - hp.lr * (g + hp.l2 * w), s
+        return w - hp.lr * decayed(w, g, hp), s
+
+
+class TouchedSGDHyper(NamedTuple):
+    lr: float
+    l2: float
+
+
+@dataclass(frozen=True, repr=False)
+class TouchedSGD(SGD, form=True):
+    """SGD with decay of touched rows and without momentum: rows miss no steps."""
+
+    Hyper = TouchedSGDHyper
+
+    def _check(self, name: str, value: Any) -> None:
+        super()._check(name, value)
+        _without_momentum(name, value)
+        if name == "weight_decay" and value != 0:
+            raise ValueError(f"SGD(weight_decay={value!r}) keeps state that SGD without it has not; make a new SGD")
+
+    def hyper(self, step: int) -> tuple[float, ...]:
+        return super().hyper(step) + touched(self)
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        return w - hp.lr * decayed(w, g, hp), s
 
 
 class MomentumSGDHyper(NamedTuple):
@@ -205,7 +237,7 @@ class MomentumSGDCatchUp(CatchUp):
         far = int(reach(rule.momentum)) * (2 if rule.weight_decay else 1)
 
         def advance(history: History, t: int) -> tuple[int, Any]:
-            first, (ww, wb, bw, bb) = max(0, t - far), _matrix(history.exact[t])
+            first, (ww, wb, bw, bb) = max(0, t - far), _matrix(history.exact[t], rule)
             rows = history.entries[first : t + 1].copy()
             young = rows[:-1]
             young[:, 0:2], young[:, 2:4] = (
@@ -222,7 +254,7 @@ class MomentumSGDCatchUp(CatchUp):
 
         first = (1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0)
         history = History(7, 6, np.zeros((1, 1)), far, advance, dtype, base, _PRODUCT, first)
-        history.kind_of_step = _swings
+        history.kind_of_step = partial(_swings, rule=rule)
         return history
 
     @staticmethod
@@ -242,7 +274,7 @@ class MomentumSGDCatchUp(CatchUp):
 
 
 @dataclass(frozen=True, repr=False)
-class MomentumSGD(SGD):
+class MomentumSGD(SGD, form=True):
     """SGD with momentum."""
 
     Hyper = MomentumSGDHyper
@@ -252,30 +284,31 @@ class MomentumSGD(SGD):
     def hyper(self, step: int) -> tuple[float, ...]:
         rest = 1 - self.dampening if step > 1 else 1.0
         own, ahead = (1.0, self.momentum) if self.nesterov else (0.0, 1.0)
-        return self.rate(step), self.momentum, rest, self.weight_decay, own, ahead
+        return self.rate(step), self.momentum, rest, self.weight_decay or self.touched_weight_decay, own, ahead
 
     @staticmethod
     def step(w, g, s, a, hp):
-        d = g + hp.l2 * w
+        d = decayed(w, g, hp)
         b = hp.momentum * s[0] + hp.rest * d
         return w - hp.lr * (hp.own * d + hp.ahead * b), (b,)
 
 
-def _matrix(hyper: Any) -> tuple[float, float, float, float]:
+def _matrix(hyper: Any, rule: Any) -> tuple[float, float, float, float]:
     """Return the 2 x 2 matrix by which a step without a gradient multiplies (w, b)."""
-    lr, momentum, rest, l2, own, ahead = map(float, hyper)
+    lr, momentum, rest, _, own, ahead = map(float, hyper)
+    l2 = rule.weight_decay  # that of touched rows alone is none here
     return 1 - lr * l2 * (own + ahead * rest), -lr * ahead * momentum, rest * l2, momentum
 
 
-def _swings(hyper: tuple[float, ...]) -> bool:
+def _swings(hyper: tuple[float, ...], rule: Any) -> bool:
     """Whether rows oscillate around zero: the eigenvalues are complex, and no mode is the slower one."""
-    ww, wb, bw, bb = _matrix(hyper)
+    ww, wb, bw, bb = _matrix(hyper, rule)
     return (ww + bb) ** 2 < 4 * (ww * bb - wb * bw)
 
 
-def _is_zero(value: Any) -> bool:
-    value = plain(value)
-    return isinstance(value, int | float) and value == 0
+def _without_momentum(name: str, value: Any) -> None:
+    if name == "momentum" and value != 0:
+        raise ValueError(f"SGD(momentum={value!r}) keeps state that SGD without momentum has not; make a new SGD")
 
 
 def reach(momentum: float) -> float:

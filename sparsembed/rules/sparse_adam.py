@@ -1,10 +1,11 @@
 """Adam on the touched rows only."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from ._rule import Rule, Schedule, check_betas
+from ._forms import decayed, forms, is_on, shown, touched
+from ._rule import Rule, Schedule, check_betas, helper
 
 
 class SparseAdamHyper(NamedTuple):
@@ -14,6 +15,7 @@ class SparseAdamHyper(NamedTuple):
     eps: float
 
 
+@forms(lambda given: TouchedSparseAdam if is_on(given, "touched_weight_decay") else SparseAdam)
 @dataclass(frozen=True)
 class SparseAdam(Rule):
     """Adam as ``torch.optim.SparseAdam`` computes it: rows without a gradient do not change.
@@ -25,11 +27,16 @@ class SparseAdam(Rule):
     ----------
     lr : float or callable of the step
         Learning rate, finite and not negative.
+        A function gets the number of the update, from 1; schedules that count from 0, such as those of optax, are
+        ``lambda step: schedule(step - 1)``.
     betas : (float, float)
         Decay of the first and second moment, each in [0, 1).
     eps : float
         Added to the root of the uncorrected second moment, so that SparseAdam(eps) steps like
         dense Adam(eps / sqrt(1 - b2**step)).
+    touched_weight_decay : float
+        L2 decay of the rows of a step: their gradient gets ``touched_weight_decay * w`` once, after the gradients of
+        repeated ids are summed, so that the moments see it, too.  Other rows do not decay.  FBGEMM's mode "L2".
 
     Raises
     ------
@@ -56,10 +63,12 @@ class SparseAdam(Rule):
     """
 
     lr: Schedule = 1e-3
+    _: KW_ONLY
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    touched_weight_decay: float = 0.0
 
-    Hyper = SparseAdamHyper
+    Hyper: ClassVar[type] = SparseAdamHyper
     slots = ("exp_avg", "exp_avg_sq")
     squares = ("exp_avg_sq",)
 
@@ -81,3 +90,29 @@ class SparseAdam(Rule):
         # A fresh row with a gradient of zero does not change; with eps = 0 the quotient would be 0 / 0.
         change = m / (sqrt(v) + hp.eps) if m != 0 else m
         return w - hp.step_size * change, (m, v)
+
+
+_step = helper(SparseAdam.step)
+
+
+class TouchedSparseAdamHyper(NamedTuple):
+    step_size: float
+    rest1: float
+    rest2: float
+    eps: float
+    l2: float
+
+
+@dataclass(frozen=True, repr=False)
+class TouchedSparseAdam(SparseAdam, form=True):
+    """SparseAdam with decay of touched rows."""
+
+    Hyper = TouchedSparseAdamHyper
+    __repr__ = shown
+
+    def hyper(self, step: int) -> tuple[float, ...]:
+        return super().hyper(step) + touched(self)
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        return _step(w, decayed(w, g, hp), s, a, hp)

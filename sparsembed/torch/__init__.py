@@ -1,6 +1,7 @@
 """PyTorch modules whose tables are sparsembed's, and an optimizer for them."""
 
 from ._bag import EmbeddingBag
+from ._convert import convert
 from ._embedding import Embedding
 from ._files import load, save
 from ._optimizer import Optimizer
@@ -11,6 +12,7 @@ __all__ = [
     "EmbeddingBag",
     "Optimizer",
     "clip_grad_norm_",
+    "convert",
     "dense_parameters",
     "load",
     "save",

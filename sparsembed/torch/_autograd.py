@@ -20,8 +20,8 @@ class Lookup(torch.autograd.Function):
     """Rows of a table."""
 
     @staticmethod
-    def forward(ctx: Any, leaf: Any, ids: Any, source: tuple[Any, ParameterTable]) -> Any:
-        ctx.weight, ctx.table = source  # in a tuple, so that autograd does not take the weight for an input
+    def forward(ctx: Any, leaf: Any, ids: Any, source: tuple[Any, ParameterTable, bool]) -> Any:
+        ctx.weight, ctx.table, ctx.training = source  # in a tuple: autograd must not take the weight for an input
         ctx.save_for_backward(ids)
         return ctx.table.read(ids)
 
@@ -31,7 +31,8 @@ class Lookup(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         refuse_batched(grad_out)
         if ctx.table.fused:
-            collect(ctx.table, ctx.weight, ids, grad_out.detach(), None)
+            if ctx.training:
+                collect(ctx.table, ctx.weight, ids, grad_out.detach(), None)
             return None, None, None
         renew_gradient(ctx.weight)
         return once(lambda: ctx.table.gradient(ids, grad_out).to_torch(), grad_out), None, None
@@ -41,9 +42,10 @@ class Pool(torch.autograd.Function):
     """Pooled rows of a table."""
 
     @staticmethod
-    def forward(ctx: Any, leaf: Any, factors: Any, ids: Any, bags: Bags, mode: str, source: tuple[Any, Any]) -> Any:
-        weight, table = source
+    def forward(ctx: Any, leaf: Any, factors: Any, ids: Any, bags: Bags, mode: str, source: Any) -> Any:
+        weight, table, training = source
         ctx.weight, ctx.table, ctx.bags, ctx.mode = weight, table, bags, mode
+        ctx.dropped = table.fused and not training  # the gradient of the table: see `TableModule`
         ctx.stand = version(weight), weight.data_ptr(), table.step  # a step of `module.table` changes only `table.step`
         ctx.save_for_backward(ids, factors)
         return table.read_pooled(bags, mode)
@@ -55,7 +57,7 @@ class Pool(torch.autograd.Function):
         refuse_batched(grad_out)
         table, bags, mode = ctx.table, ctx.bags, ctx.mode
         stand = version(ctx.weight), ctx.weight.data_ptr(), table.step
-        if (ctx.needs_input_grad[1] or mode == "max") and stand != ctx.stand:
+        if (ctx.needs_input_grad[1] or (mode == "max" and not ctx.dropped)) and stand != ctx.stand:
             raise RuntimeError(
                 "rows of the table were changed by an inplace operation (such as an optimizer step), or moved, between "
                 'forward and backward, which need the same rows for per_sample_weights and for mode="max"'
@@ -63,7 +65,9 @@ class Pool(torch.autograd.Function):
         gradient = factors = None
         if ctx.needs_input_grad[1]:
             factors = once(lambda: table.weights_gradient(bags, grad_out), grad_out, ctx.weight)
-        if ctx.needs_input_grad[0] and table.fused:
+        if ctx.dropped:
+            pass
+        elif ctx.needs_input_grad[0] and table.fused:
             collect(table, ctx.weight, bags, grad_out.detach(), mode)
         elif ctx.needs_input_grad[0]:
             renew_gradient(ctx.weight)

@@ -33,7 +33,8 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
     optimizer : Rule, optional
         Such as ``se.SparseAdam(lr=1e-3)``; for `fused` only.
     fused : bool
-        Step at the end of each backward pass.  Else `sparsembed.torch.Optimizer` steps.
+        Step at the end of each backward pass.  Else `sparsembed.torch.Optimizer` steps.  After ``eval()`` there are no
+        steps: the gradient of rows that were looked up in eval mode is dropped, whenever backward runs.
 
     Raises
     ------
@@ -180,7 +181,7 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
         try:
             if leaf is None and not (factors is not None and factors.requires_grad and torch.is_grad_enabled()):
                 return table.read_pooled(bags, self.mode)
-            return Pool.apply(leaf, factors, flat, bags, self.mode, (weight, table))
+            return Pool.apply(leaf, factors, flat, bags, self.mode, (weight, table, self.training))
         except IndexError:
             _check.outside(ids, table.num_rows)
             raise

@@ -28,7 +28,8 @@ class Embedding(TableModule, torch.nn.Embedding):
     optimizer : Rule, optional
         Such as ``se.SparseAdam(lr=1e-3)``; for `fused` only.
     fused : bool
-        Step at the end of each backward pass.  Else `sparsembed.torch.Optimizer` steps.
+        Step at the end of each backward pass.  Else `sparsembed.torch.Optimizer` steps.  After ``eval()`` there are no
+        steps: the gradient of rows that were looked up in eval mode is dropped, whenever backward runs.
 
     Raises
     ------
@@ -152,7 +153,7 @@ class Embedding(TableModule, torch.nn.Embedding):
         refuse_tangents(weight)
         leaf = self._leaf(weight)
         try:
-            return table.read(ids) if leaf is None else Lookup.apply(leaf, ids, (weight, table))
+            return table.read(ids) if leaf is None else Lookup.apply(leaf, ids, (weight, table, self.training))
         except IndexError:
             _check.outside(ids, table.num_rows)
             raise

@@ -32,6 +32,9 @@ class TableModule(torch.nn.Module):
     """A module whose `weight` lies in the memory of a sparsembed table.
 
     `weight` may be replaced, moved or shared by any torch API; the table follows at its next use.
+
+    A fused module steps with the gradients of what was looked up in training mode.  In eval mode results require grad
+    as ever, so that backward runs, and gradients of per-sample weights are right; that of the table is dropped.
     """
 
     padding_idx: int | None
@@ -51,6 +54,13 @@ class TableModule(torch.nn.Module):
         table.settle(weight)
         self._bound = (weight, table)
         self._watch(weight)
+
+    def _take_table(self, fused: bool) -> None:
+        """Become a module of the table of its weight, after its class was set."""
+        self.fused = fused
+        self._bound = (None, None)
+        weight = self._parameters["weight"]
+        self._bind(weight).settle(weight)
 
     def _new_table(self, weight: Any, rule: Rule | None) -> ParameterTable:
         table = ParameterTable(weight, rule, self.fused, self._options())
@@ -155,7 +165,8 @@ class TableModule(torch.nn.Module):
         if not (weight.requires_grad and torch.is_grad_enabled()):
             return None
         self._watch(weight)
-        if self.fused and getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None:
+        parallel = torch.nn.parallel.DistributedDataParallel
+        if self.fused and self.training and getattr(parallel, "_active_ddp_module", None) is not None:
             raise RuntimeError(
                 "a fused table cannot be trained in DistributedDataParallel: each process would step with its own "
                 "gradients; make the module without fused=True, and give it to sparsembed.torch.Optimizer"

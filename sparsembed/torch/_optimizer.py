@@ -180,10 +180,10 @@ class Optimizer(SavedOptimizer):
         """Return the rule of a group with what was changed in it."""
         shown, rule = self._shown[index], self._rules[index]
         _groups.foreign(rule, group)
-        values = {name: _groups.plain(group[name]) for name in shown}
+        values = {name: _groups.plain(group[name]) for name in shown.keys() | (_groups.names(rule) & group.keys())}
         if values == shown:
             return rule
-        changed = {name: value for name, value in values.items() if value != shown[name]}
+        changed = {name: value for name, value in values.items() if value != shown.get(name, getattr(rule, name))}
         if "lr" in changed and callable(rule.lr):  # type: ignore[attr-defined]
             raise ValueError(
                 f"the learning rate of {rule} is a function of the step, but param_groups[{index}]['lr'] was set to "

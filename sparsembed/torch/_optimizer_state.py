@@ -11,7 +11,8 @@ from .._frameworks import as_array
 from .._options import Options
 from .._saved import check_slots, check_step
 from .._typing import Array
-from ..rules import Rule
+from ..rules import SGD, Rule
+from ..rules.sgd import MomentumSGD
 from . import _check
 
 
@@ -20,6 +21,7 @@ def checked(weight: Array, options: Options, rule: Rule, saved: Any) -> dict[str
     options.checked(len(weight), rule, weight.dtype)
     if not isinstance(saved, Mapping):
         raise TypeError(f"the state of a table must be a dict, got {type(saved).__name__}")
+    saved = _counted(saved, rule)
     if not saved:
         return {}
     shapes = dict.fromkeys(rule.slots, weight.shape) | dict.fromkeys(rule.row_slots, weight.shape[:1])
@@ -28,6 +30,20 @@ def checked(weight: Array, options: Options, rule: Rule, saved: Any) -> dict[str
     slots = {name: _slot(saved[name], f"the state {name!r}", shapes[name], weight.dtype) for name in shapes}
     check_slots(rule, slots, "the state")
     return {"step": _step(saved["step"], rule), **slots}
+
+
+def _counted(saved: Mapping[Any, Any], rule: Rule) -> Mapping[Any, Any]:
+    """Return the momentum of SGD with a step, which torch does not count."""
+    if isinstance(rule, SGD) and saved.get("momentum_buffer", 0) is None:
+        return {}
+    if not isinstance(rule, MomentumSGD) or {*saved} != {"momentum_buffer"}:
+        return saved
+    if callable(rule.lr):
+        raise ValueError(
+            f"the state of a table has no 'step', as that of torch's SGD, but the learning rate of {rule} is a "
+            "function of the step; add 'step', the number of updates, to each entry of state_dict['state']"
+        )
+    return {"step": 1, **saved}  # only the first step differs from the others
 
 
 def _step(value: Any, rule: Rule) -> int:

@@ -13,6 +13,7 @@ from ..rules import Rule
 from ..rules.adagrad import Adagrad
 from ..rules.adam import AdamW
 from ..rules.rmsprop import RMSprop
+from ..rules.sgd import SGD
 
 # Keys of a group that are no hyperparameters: keys of torch and of its schedulers.
 ADDED = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
@@ -39,9 +40,19 @@ def names(rule: Rule) -> set[str]:
     return {field.name for field in fields(rule)}  # type: ignore[arg-type]
 
 
+def hidden(rule: Rule) -> set[str]:
+    """Names that groups leave out: neither torch nor former versions have the decay of touched rows.
+
+    Where it is on, SGD has no other decay, and torch's SGD, which would leave it out, misses the key.
+    """
+    if getattr(rule, "touched_weight_decay", 0):
+        return {"weight_decay"} if isinstance(rule, SGD) else set()
+    return {"touched_weight_decay"}
+
+
 def shown(rule: Rule) -> dict[str, Any]:
     """Return hyperparameters as a group shows them: a learning rate that is a function by its first value."""
-    values = {name: getattr(rule, name) for name in names(rule)}
+    values = {name: getattr(rule, name) for name in names(rule) - hidden(rule)}
     return values | {"lr": rule.rate(1)} if callable(values["lr"]) else values
 
 
@@ -82,11 +93,22 @@ def _hyperparameters() -> list[str]:
 
 
 def saved(rule: Rule, group: dict[str, Any]) -> dict[str, Any]:
-    """Return a group with all keys that torch's optimizer of the same name needs."""
-    # A sum without its initial value must not pass for one of torch's.
-    complete = not getattr(rule, "initial_accumulator_value", 0)
-    idle = {"weight_decay": 0} if complete and isinstance(rule, Adagrad | RMSprop) else {}
+    """Return a group with all keys that torch's optimizer of the same name needs.
+
+    Without "weight_decay", which makes a step of torch raise, where torch would compute something else: with a sum that
+    lacks its initial value, and without the decay of touched rows.
+    """
+    others = getattr(rule, "initial_accumulator_value", 0) or getattr(rule, "touched_weight_decay", 0)
+    idle = {"weight_decay": 0} if not others and isinstance(rule, Adagrad | RMSprop) else {}
     return {**group, **{name: value for name, value in idle.items() if name not in group}}
+
+
+def completed(rule: Rule, group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group with the hyperparameters that `hidden` leaves out."""
+    lacking = names(rule) - group.keys()
+    touched = plain(group.get("touched_weight_decay", 0))
+    filled = lacking & ({"touched_weight_decay", "weight_decay"} if touched else {"touched_weight_decay"})
+    return {**group, **dict.fromkeys(filled, 0.0)}
 
 
 def _is_idle(name: Any, rule: Rule, group: dict[str, Any]) -> bool:
@@ -103,7 +125,7 @@ def changed(rule: Rule, group: dict[str, Any]) -> Rule:
 
 
 def loaded(rule: Rule, group: dict[str, Any]) -> Rule:
-    """Return a rule with the hyperparameters of a saved group, which must have all of them."""
+    """Return a rule with the hyperparameters of a saved and `completed` group, which must have all of them."""
     if missing := sorted(names(rule) - group.keys()):
         raise KeyError(f"param_groups of the state lack {missing} of {rule}")
     others = foreign(rule, group)

@@ -131,6 +131,9 @@ class SavedOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the step and slots of each table, and the groups' hyperparameters."""
         result = self._with_state(super().state_dict)
+        for entry in result["state"].values():
+            if entry["step"] == 0 and "momentum_buffer" in entry:
+                entry.clear()  # torch would take it for the buffer of a step
         pairs = zip(self._rules, result["param_groups"], strict=True)
         return {**result, "param_groups": [_groups.saved(rule, group) for rule, group in pairs]}
 
@@ -141,6 +144,9 @@ class SavedOptimizer(torch.optim.Optimizer):
         ----------
         state_dict : dict
             Of an optimizer with the same groups and rules, or of the optimizer of torch that a rule is named after.
+            Its hyperparameters, the learning rate among them, are those of the groups from now on; a learning rate that
+            is a function of the step is not saved, and stays.  The momentum of torch's SGD comes without a step, so it
+            is refused where the learning rate is such a function.
             A table that has no entry in ``state_dict["state"]``, or an empty one, starts anew, as torch's optimizers
             do: that is the state before the first step.  Numbers of parameters may be strings, as JSON and
             `torch.distributed.checkpoint` make of them.
@@ -160,16 +166,18 @@ class SavedOptimizer(torch.optim.Optimizer):
             super().__setstate__({name: value for name, value in state.items() if name != "state"})
             self._pending = state["state"]
             return
-        groups = state["param_groups"]
+        groups = [
+            _groups.completed(rule, group) for rule, group in zip(self._rules, state["param_groups"], strict=True)
+        ]
         rules = [_groups.loaded(rule, group) for group, rule in zip(groups, self._rules, strict=True)]
         work = self._checked(groups, rules, state["state"])
         for group, rule in zip(groups, rules, strict=True):
-            for name in _groups.foreign(rule, group):
+            for name in _groups.foreign(rule, group) | (_groups.hidden(rule) & group.keys()):
                 del group[name]
         super().__setstate__({"param_groups": groups})
         self._rules = rules
-        pairs = zip(groups, rules, strict=True)
-        self._shown = [{name: _groups.plain(group[name]) for name in _groups.names(rule)} for group, rule in pairs]
+        found = [(group, _groups.names(rule) & group.keys()) for group, rule in zip(groups, rules, strict=True)]
+        self._shown = [{name: _groups.plain(group[name]) for name in names} for group, names in found]
         self._attach(work)
         self._pending = {}
 

@@ -85,7 +85,8 @@ class ParameterTable(LimitedTable):
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that training changes, as tensors, which ``torch.load(weights_only=True)`` reads.
 
-        `load_state_dict` takes tensors and NumPy arrays.
+        `load_state_dict` takes tensors and NumPy arrays.  Hyperparameters, such as a learning rate that was changed,
+        are not part of it: set ``module.optimizer`` after loading.
         """
         return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in super().state_dict().items()}
 

@@ -202,6 +202,22 @@ TRACES = [
         [[1, 1, 1, 1], [-0.5, 0.5, 0.5, 0.5]],
         {"sum": 4},
     ),
+    (se.SGD(lr=0.5, touched_weight_decay=1.0), [2, 4], [[2, 0], [0, 0]], [[0, 2], [0, 1]], {}),
+    (
+        se.SGD(lr=1.0, momentum=0.5, touched_weight_decay=1.0),
+        [4],
+        [[1], [1]],
+        [[-1], [-3.5]],
+        {"momentum_buffer": [2.5]},
+    ),
+    (se.Adagrad(lr=1.0, eps=0.0, touched_weight_decay=0.5), [4], [[1], [2.5]], [[3], [2.2]], {"sum": [25]}),
+    (
+        se.SparseAdam(lr=1.0, betas=(0.5, 0.75), eps=0.0, touched_weight_decay=0.5),
+        [2],
+        [[1], [-2.5]],
+        [[1], [4 / 3]],
+        {"exp_avg": [-0.5], "exp_avg_sq": [1.75]},
+    ),
     (
         se.SparseAdam(lr=1.0, betas=(0.5, 0.75), eps=0.0),
         [10],
@@ -236,6 +252,15 @@ def test_update(rule, row, grads, rows, state):
         weight, slots = new, new_slots
     for name, value in state.items():
         np.testing.assert_allclose(slots[name], [np.zeros_like(value), np.zeros_like(value), value], rtol=1e-14)
+
+
+def test_decay_of_touched_rows_leaves_the_others():
+    """Rows 0 and 2 move on by their momentum alone."""
+    rule = se.SGD(lr=1.0, momentum=0.5, touched_weight_decay=0.5)
+    state = {"momentum_buffer": np.array([[2.0], [2.0], [0.0]])}
+    weight, state = reference.update(rule, [[4.0], [4.0], [4.0]], state, [1, 1], [[1.0], [1.0]], 2)
+    same(weight, [[3], [-1], [4]])
+    same(state["momentum_buffer"], [[1], [5], [0]])
 
 
 def test_update_takes_state_in_any_order():

@@ -1,8 +1,11 @@
 """check_optimizer: passes every rule, built in or not, and catches wrong ones."""
 
 import dataclasses
+import inspect
 import math
 import pickle
+import pydoc
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -368,3 +371,100 @@ def test_half_of_what_catching_up_needs_is_refused():
 
         class Inherited(Halving):
             catch_up = Halving.catch_up
+
+
+BUILT_IN = [getattr(se, name) for name in se.rules.__all__ if name != "Rule"]
+
+
+@pytest.mark.parametrize("kind", BUILT_IN, ids=lambda each: each.__name__)
+def test_hyperparameters_after_the_learning_rate_are_keywords(kind):
+    """Those of torch come in another order."""
+    arguments = list(inspect.signature(kind).parameters.values())
+    assert arguments[0].name == "lr"
+    assert {each.kind for each in arguments[1:]} <= {inspect.Parameter.KEYWORD_ONLY}
+    assert kind(0.25).lr == 0.25
+    with pytest.raises(TypeError, match="positional arguments"):
+        kind(0.25, 0.5)
+
+
+@pytest.mark.parametrize("kind", BUILT_IN, ids=lambda each: each.__name__)
+def test_help_shows_hyperparameters_and_no_machinery(kind):
+    text = pydoc.render_doc(kind, renderer=pydoc.plaintext)
+    inner = {"cast", "fits", "scalars", "history", "gap", "catch_up", "is_guarded", "row_pair", "reduce_pair"}
+    for shown in (dir(kind), dir(kind(lr=0.5)), re.findall(r"^ \|  (\w+)", text, re.MULTILINE)):
+        assert not inner & set(shown)
+        assert {"slots", "row_slots", *inspect.signature(kind).parameters} - {"lr"} <= set(shown)
+    assert inner <= set(dir(se.rules.Rule))  # an author of rules needs them
+    assert {"cast", "step", "hyper"} <= set(dir(Momentum)) & set(dir(Momentum()))
+
+
+TOUCHED = [rule for rule in ALL_RULES if getattr(rule, "touched_weight_decay", 0)]
+
+
+def test_decay_of_touched_rows_costs_nothing_where_it_is_off():
+    """The class of the scalars finds the compiled kernel, so an optimizer without decay has the kernel of before."""
+    assert {type(rule).__base__ for rule in TOUCHED} == {se.SGD, se.Adagrad, se.SparseAdam}
+    for rule in TOUCHED:
+        kind = type(rule).__base__
+        assert "l2" in type(rule).Hyper._fields
+        assert type(kind(lr=0.1)) is type(kind(lr=0.1, touched_weight_decay=np.float32(0))) is kind
+        assert "l2" not in kind.Hyper._fields
+        assert dataclasses.replace(kind(lr=rule.lr), touched_weight_decay=0.05).hyper(1)[-1] == 0.05
+        off = dataclasses.replace(rule, touched_weight_decay=0)
+        table = se.EmbeddingTable(5, 2, rule, rng=0)
+        table.optimizer = off  # keeps its form, and so the table's kernels
+        twin = se.EmbeddingTable(5, 2, dataclasses.replace(kind(lr=rule.lr), **but_decay(rule)), rng=0)
+        for each in (table, twin):
+            each.update([1, 1], np.ones((2, 2), np.float32))
+        np.testing.assert_allclose(table.weight, twin.weight, rtol=1e-6)
+
+
+def but_decay(rule):
+    return {name: value for name, value in vars(rule).items() if name not in ("lr", "touched_weight_decay")}
+
+
+@pytest.mark.parametrize("rule", TOUCHED, ids=str)
+def test_hyperparameters_of_a_form_are_named_after_the_optimizer(rule):
+    name = type(rule).__base__.__name__
+    assert repr(rule).startswith(f"{name}(")
+    with pytest.raises(ValueError, match=rf"^{name}\(touched_weight_decay=...\) must be finite"):
+        dataclasses.replace(rule, touched_weight_decay=-0.5)
+    with pytest.raises(TypeError, match=rf"^{name}\(touched_weight_decay=...\) must be a number, got str"):
+        type(rule).__base__(lr=0.1, touched_weight_decay="0.5")
+    with pytest.raises(TypeError, match=rf"^{name}: lr\(1\) must be a number, got NoneType"):
+        dataclasses.replace(rule, lr=lambda step: None).rate(1)
+
+
+def test_decay_of_touched_rows_and_of_all_exclude_each_other():
+    both = {"weight_decay": 0.1, "touched_weight_decay": 0.2}
+    for more in ({}, {"momentum": 0.9}):
+        with pytest.raises(ValueError, match=r"SGD\(touched_weight_decay=0.2\) .* weight_decay=0.1 .* pass one"):
+            se.SGD(lr=0.1, **both, **more)
+    touched, all_rows = se.SGD(0.1, touched_weight_decay=0.2), se.SGD(0.1, weight_decay=0.2)
+    for change in ({"weight_decay": 0.1, "touched_weight_decay": 0.0}, {"momentum": 0.5}):
+        with pytest.raises(ValueError, match="make a new SGD"):
+            dataclasses.replace(touched, **change)
+    # A table that could decay all rows can go on with those of a step: its kernels are the same.
+    table = se.EmbeddingTable.from_array(np.ones((3, 1)), all_rows)
+    table.update([1], np.zeros((1, 1)))
+    table.optimizer = dataclasses.replace(all_rows, weight_decay=0.0, touched_weight_decay=0.5)
+    table.update([1], np.zeros((1, 1)))
+    table.update([2], np.zeros((1, 1)))
+    np.testing.assert_allclose(table.weight.ravel(), [0.98, 0.98 * 0.95, 0.98 * 0.95], rtol=1e-15)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.array(0.5), 1], ids=repr)
+def test_a_schedule_may_return_any_number(number):
+    """An array without dimensions, too, which is what schedules of optax return."""
+    assert se.SGD(lr=lambda step: number * step).rate(2) == 2 * float(number)
+
+
+def test_schedules_of_optax_are_learning_rates():
+    optax = pytest.importorskip("optax")
+    schedule = optax.linear_schedule(1.0, 0.0, 4)
+    table = se.EmbeddingTable.from_array(np.zeros((2, 1)), se.SGD(lr=lambda step: schedule(step - 1)))
+    for _ in range(3):
+        table.update([1], np.ones((1, 1)))
+    assert table.weight.ravel().tolist() == [0, -2.25]
+    with pytest.raises(TypeError, match=r"SGD: lr\(3\) must be a number, got ArrayImpl"):
+        se.SGD(lr=lambda step: optax.constant_schedule(0.1)(step) + np.ones(1) * schedule(0)).rate(3)

@@ -48,7 +48,7 @@ def inside(name, everywhere=True):
 
 
 def test_imports_are_found():
-    assert inside("rules/sgd") == {"rules/_catch_up", "rules/_history", "rules/_rule"}
+    assert inside("rules/sgd") == {"rules/_catch_up", "rules/_forms", "rules/_history", "rules/_rule"}
     assert "rules/__init__" in inside("reference")
     assert "kernels/cpu/_intrinsics" in inside("kernels/cpu/gather")
     assert "_jit" in inside("kernels/cpu/gather")
@@ -339,10 +339,10 @@ NAMES = {
     "reference.coalesce": "ids grad_out num_rows",
     "reference.pool_gradient": "bags grad_out num_rows mode",
     "reference.per_sample_weights_gradient": "weight bags grad_out mode",
-    "SGD": "lr",
-    "Adagrad": "lr",
+    "SGD": "lr touched_weight_decay",
+    "Adagrad": "lr touched_weight_decay",
     "RowwiseAdagrad": "lr",
-    "SparseAdam": "lr betas eps",
+    "SparseAdam": "lr betas eps touched_weight_decay",
 }
 
 
@@ -350,6 +350,7 @@ OF_TORCH = {  # names of sparsembed.torch
     "Embedding": "num_embeddings embedding_dim padding_idx max_norm norm_type scale_grad_by_freq optimizer fused",
     "EmbeddingBag": "num_embeddings embedding_dim max_norm mode include_last_offset padding_idx optimizer fused",
     "Optimizer": "params rule",
+    "convert": "model optimizer fused",
     "clip_grad_norm_": "parameters max_norm norm_type error_if_nonfinite",
     "dense_parameters": "model",
     "save": "module path progress",
@@ -379,6 +380,11 @@ def test_attributes_of_the_design_exist():
     assert np.shares_memory(table[np.array([1])], table.weight) is False
     plan = se.plan(np.array([1, 1]), 3)
     assert (list(plan.rows), list(plan.order), list(plan.segment_offsets)) == ([1], [0, 1], [0, 2])
+
+
+def test_the_package_shows_what_is_public_and_nothing_else():
+    assert dir(se) == sorted({*se.__all__, "__doc__", "__version__", "cuda"})
+    assert all(getattr(se, name) is not None for name in dir(se))
 
 
 def public():

@@ -34,6 +34,8 @@ DENSE = [
     se.SGD(1e-2, momentum=0.9, weight_decay=1e-3),
     se.SGD(1e-2, momentum=0.9, weight_decay=1.0),  # rows swing around zero
     se.SGD(1e-2, momentum=0.9, nesterov=True, weight_decay=0.1),
+    se.SGD(1e-2, momentum=0.9, touched_weight_decay=0.1),
+    se.SGD(1e-2, momentum=0.9, nesterov=True, touched_weight_decay=1.0),  # would swing, if rows at rest did decay
 ]
 each_rule = pytest.mark.parametrize("rule", DENSE, ids=str)
 

@@ -126,6 +126,43 @@ def test_twenty_steps(rule, optimizer, dtype, padding, rng):
         close(slot + slot.dtype.type(initial), state[name], terms=20 * 60)
 
 
+TOUCHED = [  # eps is zero for Adam: SparseAdam adds it to another root
+    (
+        se.SGD(lr=0.1, touched_weight_decay=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1),
+    ),
+    (
+        se.SGD(lr=0.1, momentum=0.8, nesterov=True, touched_weight_decay=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.1),
+    ),
+    (
+        se.Adagrad(lr=0.1, lr_decay=0.1, touched_weight_decay=0.1),
+        lambda p: torch.optim.Adagrad(p, lr=0.1, lr_decay=0.1, weight_decay=0.1),
+    ),
+    (
+        se.SparseAdam(lr=0.1, eps=0.0, touched_weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, lr=0.1, eps=0.0, weight_decay=0.1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "optimizer"), TOUCHED, ids=[str(rule) for rule, _ in TOUCHED])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decay_of_touched_rows_is_that_of_all_where_all_are_touched(rule, optimizer, dtype, rng):
+    """And the rows that no batch touches do not decay."""
+    weight, *_ = batch(rng, dtype)
+    parameter = torch.nn.Parameter(torch.tensor(weight[: V // 2]))
+    theirs, ours = optimizer([parameter]), se.EmbeddingTable.from_array(weight.copy(), rule)
+    for _ in range(10):
+        ids = np.concatenate([rng.permutation(V // 2), pick_ids(rng, 60, V // 2, "hot")])
+        grad_out = numbers(rng, (len(ids), D), dtype)
+        parameter.grad = torch.zeros_like(parameter).index_add_(0, torch.tensor(ids), torch.tensor(grad_out))
+        theirs.step()
+        ours.update(ids, grad_out)
+    close(ours.weight[: V // 2], parameter, terms=10 * 60)
+    np.testing.assert_array_equal(ours.weight[V // 2 :], weight[V // 2 :])
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_tensors_in_tensors_out(dtype, rng):
     """With a table of NumPy memory or of torch's, whose gradients torch tracks or not."""

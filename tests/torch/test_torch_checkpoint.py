@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from torch_cases import DENSE, DIM, ROWS, SPARSE, close, options_of, train, trained
+from torch_cases import DENSE, DIM, ROWS, SPARSE, close, train, trained
 
 import sparsembed as se
 import sparsembed.torch as st
@@ -190,26 +190,98 @@ TORCHS = {
     "Adam": se.Adam(lr=0.1),
     "AdamW": se.AdamW(lr=0.1, weight_decay=0.1),
     "SGD": se.SGD(lr=0.1),
+    "SGD with momentum": se.SGD(lr=0.1, momentum=0.8, dampening=0.3, weight_decay=0.01),
+    "SGD with nesterov": se.SGD(lr=0.1, momentum=0.8, nesterov=True),
+    "SGD with decay": se.SGD(lr=0.1, weight_decay=0.1),
 }
 
 
+@pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("name", TORCHS)
-def test_optimizers_of_torch_go_on_with_our_state(name):
-    module, optimizer = trained(TORCHS[name])
+def test_optimizers_of_torch_go_on_with_our_state(name, steps):
+    """And ours with theirs."""
+    module, optimizer = trained(TORCHS[name], steps)
     other = torch.nn.Embedding(ROWS, DIM, sparse=name in ("SparseAdam", "Adagrad", "SGD"))
     other.load_state_dict(module.state_dict())
-    kind = getattr(torch.optim, name)
-    theirs = kind(other.parameters(), **options_of(TORCHS[name]))
+    kind = getattr(torch.optim, name.split()[0])
+    theirs = kind(other.parameters(), lr=0.5)  # the other hyperparameters are loaded, too
     theirs.load_state_dict(optimizer.state_dict())
     train(module, optimizer, range(3, 6))
     train(other, theirs, range(3, 6))
     close(module.weight, other.weight, terms=300)
     again, back = trained(TORCHS[name], 0)
     again.load_state_dict(other.state_dict())
-    if name != "SGD":  # whose state torch leaves out
-        back.load_state_dict(theirs.state_dict())
-        assert again.table.step == 6
-        assert back.param_groups[0].keys() == optimizer.param_groups[0].keys()
+    back.load_state_dict(theirs.state_dict())
+    assert back.param_groups[0].keys() == optimizer.param_groups[0].keys()
+    if not name.startswith("SGD"):  # which counts no steps
+        assert again.table.step == steps + 3
+    for model, driver in ((module, optimizer), (other, theirs), (again, back)):
+        train(model, driver, range(6, 9))
+    close(module.weight, other.weight, terms=600)
+    close(again.weight, other.weight, terms=600)
+
+
+def test_momentum_without_a_step_and_a_schedule_of_steps():
+    """Torch's SGD does not count; what the learning rate would be is not known."""
+    module, optimizer = trained(se.SGD(lr=lambda step: 0.1 / step, momentum=0.9))
+    before = module.table.state_dict()
+    saved = optimizer.state_dict()
+    assert saved["state"][0].pop("step") == 3
+    with pytest.raises(ValueError, match=r"has no 'step', as that of torch's SGD.*add 'step'"):
+        optimizer.load_state_dict(saved)
+    for name, value in module.table.state_dict().items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(before[name]))
+    saved["state"][0]["step"] = 5
+    optimizer.load_state_dict(saved)
+    assert module.table.step == 5
+    saved["state"][0] = {"momentum_buffer": None}  # of older versions of torch, before the first step
+    optimizer.load_state_dict(saved)
+    assert module.table.step == 0
+
+
+@pytest.mark.parametrize("kind", [se.SGD, se.Adagrad, se.SparseAdam])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_decay_of_touched_rows_in_param_groups(kind, decay):
+    """Neither torch nor former versions have it: it is off where it is missing, and torch refuses it where it can."""
+    rule = kind(lr=0.1, touched_weight_decay=decay)
+    module, optimizer = trained(rule)
+    saved = copy.deepcopy(optimizer.state_dict())
+    other, resumed = trained(kind(lr=0.5), 0)
+    other.load_state_dict(module.state_dict())
+    resumed.load_state_dict(saved)
+    assert resumed.param_groups[0] == {**optimizer.param_groups[0], "params": [other.weight]}
+    training_goes_on(([module], optimizer), ([other], resumed))
+    assert ("touched_weight_decay" in saved["param_groups"][0]) is bool(decay)
+    saved["param_groups"][0].pop("touched_weight_decay", None)
+    if decay and kind is se.SGD:
+        saved["param_groups"][0]["weight_decay"] = 0.0
+    resumed.load_state_dict(saved)
+    assert "touched_weight_decay" not in resumed.param_groups[0]
+    assert other.table.optimizer.touched_weight_decay == 0
+    if kind is not se.SparseAdam:
+        torchs = getattr(torch.optim, kind.__name__)(torch.nn.Embedding(ROWS, DIM, sparse=True).parameters(), lr=0.1)
+        torchs.load_state_dict(optimizer.state_dict())
+        assert ("weight_decay" in torchs.param_groups[0]) is (not decay)
+
+
+def test_decay_of_touched_rows_set_in_a_group():
+    """Groups show it where it is on; it counts if it is set later, or is refused."""
+    module, optimizer = trained(se.SGD(lr=0.1, momentum=0.5))
+    assert "touched_weight_decay" not in optimizer.param_groups[0]
+    twin, other = trained(se.SGD(lr=0.1, momentum=0.5))
+    for driver, value in ((optimizer, 0.1), (other, 0.0)):
+        driver.param_groups[0]["touched_weight_decay"] = value
+    train(module, optimizer, [3])
+    train(twin, other, [3])
+    assert module.table.optimizer == se.SGD(lr=0.1, momentum=0.5, touched_weight_decay=0.1)
+    assert twin.table.optimizer == se.SGD(lr=0.1, momentum=0.5)
+    optimizer.param_groups[0]["weight_decay"] = 0.1
+    with pytest.raises(ValueError, match="pass one of them"):
+        optimizer.step()
+    other.param_groups[0]["touched_weight_decay"] = -1.0
+    with pytest.raises(ValueError, match=r"SGD\(touched_weight_decay=...\) must be finite, not negative"):
+        other.step()
+    assert (module.table.step, twin.table.step) == (4, 4)
 
 
 def test_a_sum_without_its_initial_value_is_not_taken_for_torchs():

@@ -334,3 +334,62 @@ def test_a_derivative_of_a_derivative():
 def test_repr_names_the_rule():
     assert repr(st.Embedding(V, D, fused=True, optimizer=RULE)).endswith(f", fused=True, optimizer={RULE})")
     assert repr(st.EmbeddingBag(V, D, fused=True, optimizer=RULE)).endswith(f", fused=True, optimizer={RULE})")
+
+
+# ---------------------------------------------------------------------- eval mode
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("kind", ["Embedding", "EmbeddingBag"])
+def test_no_steps_in_eval_mode(kind, rule):
+    """Gradients of what is looked up in eval mode are dropped; training goes on afterwards as if they had not been."""
+    fused, other, optimizer = modules(kind, rule)
+    for module in (fused, other):
+        looked(module, IDS).pow(2).sum().backward()
+    optimizer.step()
+    before = fused.weight.detach().clone()
+    fused.eval()
+    out = looked(fused, IDS)
+    fused.train()  # the mode of the lookup counts, not that of backward
+    assert out.requires_grad
+    scale = torch.ones((), requires_grad=True)
+    (scale * out).sum().backward()
+    close(scale.grad, out.sum())
+    assert fused.table.step == 1
+    assert fused.weight.grad is None
+    assert torch.equal(fused.weight, before)
+    optimizer.zero_grad()
+    for module in (fused, other):
+        looked(module, MORE).pow(2).sum().backward()
+    optimizer.step()
+    close(fused.weight, other.weight)
+    assert fused.table.step == 2
+
+
+def test_eval_mode_counts_for_each_lookup():
+    """Modules that share a table, of which one is in eval mode: the step has the gradients of the other alone."""
+    fused, other, optimizer = modules("Embedding")
+    twin = st.Embedding(V, D, fused=True, optimizer=RULE)
+    twin.weight = fused.weight
+    twin.eval()
+    (twin(MORE).sum() + fused(IDS).pow(2).sum()).backward()
+    other(IDS).pow(2).sum().backward()
+    optimizer.step()
+    close(fused.weight, other.weight)
+    assert fused.table is twin.table
+    assert fused.table.step == 1
+
+
+@pytest.mark.parametrize("mode", ["sum", "max"])
+def test_gradients_of_weights_in_eval_mode(mode):
+    """Mode max needs no winners then, so that rows may have changed since."""
+    bag = st.EmbeddingBag(V, D, mode=mode, fused=True, optimizer=RULE).eval()
+    factors = torch.ones(2, 2, requires_grad=True) if mode == "sum" else None
+    out = bag(MORE, per_sample_weights=factors).sum()
+    if mode == "max":
+        bag.table.update(IDS, torch.ones(3, D))
+    before = bag.weight.detach().clone()
+    out.backward()
+    assert torch.equal(bag.weight, before)
+    if factors is not None:
+        close(factors.grad, bag.weight.detach()[MORE].sum(-1))
