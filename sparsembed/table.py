@@ -193,7 +193,8 @@ class EmbeddingTable(TableRows, TableState):
         array([0., 0.], dtype=float32)
         """
         options, engine = Options(padding_idx, max_norm, norm_type, scale_grad_by_freq), engine_of(weight)
-        return cls._of(Contents(engine, engine.adopt(weight, optimizer, options, copy), seed_of(rng)))
+        seed = seed_of(rng)  # before anything is written
+        return cls._of(Contents(engine, engine.adopt(weight, optimizer, options, copy), seed))
 
     @classmethod
     def _of(cls, contents: Contents) -> "EmbeddingTable":
