@@ -6,6 +6,8 @@ makes the right call with some arguments replaced, and compares every byte that 
 
 import inspect
 import re
+import tempfile
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -57,6 +59,14 @@ BAGS, PLAIN = se.Bags(IDS, OFFSETS, FACTORS), se.Bags(IDS, OFFSETS)
 WEIGHT, OUT, SGD = Of(lambda w: w.weight), Of(lambda w: w.out), se.SGD(lr=0.1)
 POOLED = {"bags": BAGS, "grad_out": GRAD, "mode": "mean", "padding_idx": 0}
 OPTIONS = {"max_norm": 1.0, "norm_type": 2.0, "scale_grad_by_freq": True}
+FILES = Path(tempfile.mkdtemp())
+
+
+def saved(table):
+    table.save(FILES / "table")
+    return FILES / "table"
+
+
 CALLS = {
     "plan": {"ids": IDS, "num_rows": ROWS},
     "gather": {"weight": WEIGHT, "ids": IDS, "out": OUT},
@@ -89,7 +99,11 @@ CALLS = {
         "num_rows": ROWS, "dim": DIM, "optimizer": SGD, "dtype": np.float32, "padding_idx": 0,
         "initializer": se.initializers.zeros, "rng": 0, "device": "cpu"} | OPTIONS,
     "EmbeddingTable.from_array": {
-        "weight": WEIGHT, "optimizer": SGD, "copy": True, "padding_idx": 0} | OPTIONS,
+        "weight": WEIGHT, "optimizer": SGD, "copy": True, "rng": 0, "padding_idx": 0} | OPTIONS,
+    "EmbeddingTable.save": {"path": Of(lambda w: FILES / "new"), "progress": None},
+    "load": {
+        "path": Of(lambda w: saved(w.table)), "mode": None, "optimizer": se.SparseAdam(), "comm": None, "device": "cpu",
+        "verify": True, "progress": None},
     "EmbeddingTable.lookup": {"ids": IDS},
     "EmbeddingTable.pool": {"bags": BAGS, "mode": "sum"},
     "EmbeddingTable.update": {"ids": IDS, "grad_out": GRAD, "check_finite": True},
@@ -251,6 +265,12 @@ BAD = [
     *(("EmbeddingTable.apply", "gradient", v, (TypeError, ValueError), r) for v, r in (
         (GRAD, "update"), (se.RowGradient(IDS, ones(2, 4), ROWS), r"\(8, 3\).*\(8, 4\)"),
         (se.RowGradient(IDS, GRAD, 9), r"\(9, 3\)"), (se.RowGradient(IDS, GRAD * NAN, ROWS), "nan at row 0"))),
+    ("load EmbeddingTable.save", "path", 3, TypeError, "os.PathLike.*int"),
+    ("load EmbeddingTable.save", "progress", 3, TypeError, "function.*3"),
+    *(("load", name, v, (TypeError, ValueError, NotImplementedError), r) for name, v, r in (
+        ("mode", "w", "'w'"), ("mode", "r", "not built"), ("optimizer", "Adam", "se.SparseAdam"),
+        ("comm", object(), "not built"), ("device", "tpu", "'tpu'"), ("verify", 1, "True or False"),
+    )),
     *(("EmbeddingTable.load_state_dict", "state_dict", v, (TypeError, ValueError, KeyError), r) for v, r in (
         (None, ""), ({}, "missing"), (Of(lambda w: w.table.state_dict() | {"x": 1}), "'x'"),
         *((Of(lambda w, e=e: w.table.state_dict() | e), n) for n, e in (
