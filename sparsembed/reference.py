@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from . import _check as check
 from ._formulas import take_step
 from ._typing import Array
 from .bags import Bags
@@ -96,7 +97,7 @@ def shares(ids: Any, num_rows: int) -> sparse.dia_array:
     return sparse.diags_array(1 / (matrix @ matrix.sum(axis=0)))
 
 
-def bag_matrix(bags: Bags, num_rows: int, mode: str = "sum", padding_idx: int | None = None) -> sparse.csr_array:
+def bag_matrix(bags: Bags, num_rows: int, mode: str | None = None, padding_idx: int | None = None) -> sparse.csr_array:
     """The matrix B with ``pool(weight) = B @ weight`` for sum, mean and sqrtn: (num_bags, num_rows).
 
     Examples
@@ -109,9 +110,9 @@ def bag_matrix(bags: Bags, num_rows: int, mode: str = "sum", padding_idx: int | 
     return _members(bags, mode, padding_idx) @ onehot(bags.ids, num_rows)
 
 
-def _members(bags: Bags, mode: str, padding_idx: int | None) -> sparse.csr_array:
+def _members(bags: Bags, mode: str | None, padding_idx: int | None) -> sparse.csr_array:
     """(num_bags, n): the factor of each occurrence in its bag."""
-    n = len(bags.ids)
+    n, mode = len(bags.ids), check.mode(mode, bags.mode)
     factors = np.ones(n) if bags.per_sample_weights is None else np.asarray(bags.per_sample_weights, np.float64)
     if padding_idx is not None:
         factors = np.where(bags.ids == padding_idx, 0.0, factors)
@@ -132,10 +133,10 @@ def _without_zeros(matrix: sparse.csr_array) -> sparse.csr_array:
     return matrix
 
 
-def pool(weight: Any, bags: Bags, mode: str = "sum", padding_idx: int | None = None) -> Array:
+def pool(weight: Any, bags: Bags, mode: str | None = None, padding_idx: int | None = None) -> Array:
     """``bag_matrix @ weight``; for max, the largest element of each column of the bag's rows."""
     table = np.asarray(weight, np.float64)
-    if mode != "max":
+    if (mode := check.mode(mode, bags.mode)) != "max":
         pooled: Array = bag_matrix(bags, len(table), mode, padding_idx) @ table
         return pooled
     winners = argmax(table, bags, padding_idx)
@@ -162,7 +163,7 @@ def pool_gradient(
     bags: Bags,
     grad_out: Any,
     num_rows: int,
-    mode: str = "sum",
+    mode: str | None = None,
     padding_idx: int | None = None,
     weight: Any = None,
     scale_grad_by_freq: bool = False,
@@ -172,7 +173,7 @@ def pool_gradient(
     With `scale_grad_by_freq`, the gradient of each occurrence is multiplied by its `shares` first.
     """
     grad = np.asarray(grad_out, np.float64)
-    if mode != "max":
+    if (mode := check.mode(mode, bags.mode)) != "max":
         each = _without_zeros(_members(bags, mode, padding_idx)).T @ grad  # gradient of each occurrence
     else:
         each = np.zeros((len(bags.ids), grad.shape[1]))
@@ -199,10 +200,10 @@ def clip_rows(weight: Any, max_norm: float, norm_type: float = 2.0) -> Array:
 
 
 def per_sample_weights_gradient(
-    weight: Any, bags: Bags, grad_out: Any, mode: str = "sum", padding_idx: int | None = None
+    weight: Any, bags: Bags, grad_out: Any, mode: str | None = None, padding_idx: int | None = None
 ) -> Array:
     """Derivative of ``sum(grad_out * pool(weight))`` for each per-sample weight, by the quotient rule."""
-    grad = np.asarray(grad_out, np.float64)
+    grad, mode = np.asarray(grad_out, np.float64), check.mode(mode, bags.mode)
     n = len(bags.ids)
     bag_of = np.repeat(np.arange(bags.num_bags), np.diff(bags.offsets))
     counted = np.ones(n, bool) if padding_idx is None else bags.ids != padding_idx

@@ -13,7 +13,7 @@ from ._contents import Contents
 from ._cpu.inputs import matrix
 from ._cpu.memory import shown
 from ._engine import CPU, device_name, engine_for, engine_of
-from ._gradients import arrays_of, as_lists, lookup_parts, pooled
+from ._gradients import arrays_of, as_lists, lookup_parts, mode_of, pooled
 from ._options import Options
 from .bags import Bags
 from .functional import coalesced, lookup
@@ -212,13 +212,14 @@ class EmbeddingTable:
     def __getitem__(self, ids: Any) -> Any:
         return self.lookup(ids)
 
-    def pool(self, bags: Bags, mode: str = "sum") -> Any:
+    def pool(self, bags: Bags, mode: str | None = None) -> Any:
         """Pool the rows of each bag into one; see `sparsembed.pool`.
 
         Parameters
         ----------
         bags : Bags
-        mode : {"sum", "mean", "sqrtn", "max"}
+        mode : {"sum", "mean", "sqrtn", "max"}, optional
+            That of the bags; "sum" where they have none.
 
         Returns
         -------
@@ -286,7 +287,7 @@ class EmbeddingTable:
         finally:
             engine.end(call)
 
-    def update_pooled(self, bags: Any, grad_out: Any, mode: str = "sum", *, check_finite: bool = False) -> None:
+    def update_pooled(self, bags: Any, grad_out: Any, mode: str | None = None, *, check_finite: bool = False) -> None:
         """Take one optimizer step from the gradient of pooled lookups, in place.
 
         Parameters
@@ -294,8 +295,8 @@ class EmbeddingTable:
         bags : Bags, or list of Bags
             A list means that one step pooled from the table several times.
         grad_out : float array of shape (num_bags, dim), or list of them
-        mode : {"sum", "mean", "sqrtn", "max"}
-            For "max" the rows must be those that were pooled.
+        mode : {"sum", "mean", "sqrtn", "max"}, optional
+            That of the bags; "sum" where they have none.  For "max" the rows must be those that were pooled.
         check_finite : bool
             Refuse NaN and infinity before any row changes.
 
@@ -321,7 +322,7 @@ class EmbeddingTable:
             return
         contents, engine, table = self._ready(check_finite)
         parts, grads = as_lists(bags, grad_out)
-        options = contents.options
+        options, mode = contents.options, mode_of(parts, mode)
         if mode == "max" and len(parts) > 1 and engine.sums_max_apart:
             by_freq = options.scale_grad_by_freq
             total = max_gradient(parts, grads, engine, table, table.num_rows, contents.padding, by_freq, contents)
