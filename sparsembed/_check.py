@@ -26,6 +26,11 @@ def kind_of(value: Any) -> str:
     return "None" if value is None else f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and not a bool."""
+    return isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)
+
+
 def is_sparse(value: Any) -> bool:
     """Whether a value is a sparse matrix of scipy, in any format."""
     return hasattr(value, "tocsr")
@@ -53,7 +58,7 @@ def flag(value: Any, name: str) -> bool:
 
 def real(value: Any, name: str, least: float = -math.inf) -> float:
     """Check a finite number such as `alpha`, and return it."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+    if not is_number(value):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         raise ValueError(f"{name} must be a number that float64 can hold, got one of {value.bit_length()} bits")

@@ -75,6 +75,7 @@ CALLS = {
     "RowGradient.unscale": {"loss_scale": 1024.0},
     "RowGradient.is_finite": {},
     "RowGradient.to_host": {},
+    "RowGradient.to_dense": {},
     "RowGradient.to_torch": {},
     "RowGradient.from_torch": {"tensor": Of(lambda w: w.gradient.to_torch())},
     "RowGradient.to_scipy": {},
@@ -215,10 +216,12 @@ BAD = [
     *((PADDED, "padding_idx", v, (TypeError, ValueError, IndexError), f"{v}|bool") for v in (-1, 8, 0.5, True)),
     *(("Bags.from_padded", "padding_idx", v, TypeError, "integer") for v in (0.5, "0")),
     *(("clip_by_global_norm", "gradients", v, (TypeError, ValueError), "RowGradient|nan") for v in (
-        Of(lambda w: w.gradient), Of(lambda w: [w.gradient, GRAD]), None, [se.RowGradient(IDS, GRAD * NAN, ROWS)])),
+        GRAD, Of(lambda w: [w.gradient, GRAD]), None, [se.RowGradient(IDS, GRAD * NAN, ROWS)])),
     *(("clip_by_global_norm", "max_norm", v, (TypeError, ValueError), f"{v}") for v in (-1.0, NAN, "x", None)),
     *(("clip_by_global_norm", "dense", v, (TypeError, ValueError), r) for v, r in (
-        (Of(lambda w: w.dense), "list|sequence"), ([[8.0, 8.0]], "list"), ([np.full(4, 8)], "int64"),
+        (Of(lambda w: w.dense), r"list of arrays, got a ndarray; for one array pass dense=\[array\]"),
+        (None, "got None"), ({"w": ones(1)}, r"a dict; pass its values\(\)"), ([4.0], r"\[0\] is a float.*written"),
+         ([[8.0, 8.0]], "list"), ([np.full(4, 8)], "int64"),
         ([np.ones(3), read_only(np.full(4, 8.0))], r"dense\[1\].*read-only"))),
     *(("RowGradient", "rows", np.array(v), (TypeError, ValueError, IndexError), r) for v, r in (
         ([4, 1], "increasing"), ([1, 1], "increasing"), ([[1, 4]], "one-dim"),

@@ -75,7 +75,7 @@ LAYERS = (
     ("_engine",),
     ("plan",),
     ("bags",),
-    ("_exchange", "gradient"),
+    ("_clip", "_exchange", "gradient"),
     ("_gradients", "_contents", "initializers"),
     ("functional", "pooling"),
     ("table", "cuda", "_versions"),
