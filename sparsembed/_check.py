@@ -26,9 +26,9 @@ def kind_of(value: Any) -> str:
     return "None" if value is None else f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a number, and not a bool."""
-    return isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)
+def shown(value: Any) -> str:
+    """Return a value for messages: what it is, where its repr may be long."""
+    return f"{type(value).__name__} {value!r}" if isinstance(value, str | int | float | np.generic) else kind_of(value)
 
 
 def is_sparse(value: Any) -> bool:
@@ -41,7 +41,7 @@ def count(value: Any, name: str, least: int = 1) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__} {value!r}") from None
+        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
     if isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be an integer, got a bool")
     if not least <= number < 2**63:
@@ -58,8 +58,8 @@ def flag(value: Any, name: str) -> bool:
 
 def real(value: Any, name: str, least: float = -math.inf) -> float:
     """Check a finite number such as `alpha`, and return it."""
-    if not is_number(value):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         raise ValueError(f"{name} must be a number that float64 can hold, got one of {value.bit_length()} bits")
     if not (math.isfinite(value) and value >= least):
@@ -128,7 +128,8 @@ def gradient_shape(shape: tuple[int, ...], leading: tuple[int, ...], dim: int | 
     """Check the shape of a gradient, and return dim."""
     dim = dim if dim is not None else (shape[-1] if shape else 0)
     if shape != (*leading, dim) or dim == 0:
-        wanted = f"({', '.join(map(str, (*leading, dim or 'dim')))}){'' if dim else ', with dim at least 1'}"
+        extents = ", ".join(map(str, (*leading, dim or "dim"))) + ("" if leading else ",")
+        wanted = f"({extents}){'' if dim else ', with dim at least 1'}"
         expected = f"{name} must have shape {wanted}, one row per looked-up vector, got {shape}"
         hint = _broadcast_hint(leading, shape) if shape[-1:] == (dim,) else ""
         raise ValueError(expected + hint)
@@ -153,8 +154,7 @@ def mode(value: Any, own: str | None = None, weighted: bool = False) -> str:
     """Check the mode of a call beside the mode of the bags; return the one that holds, "sum" if neither is given."""
     if value is not None and (not isinstance(value, str) or value not in MODES):
         raise ValueError(
-            f"mode must be one of {', '.join(map(repr, MODES))}, or None for that of the bags, "
-            f"got {type(value).__name__} {value!r}"
+            f"mode must be one of {', '.join(map(repr, MODES))}, or None for that of the bags, got {shown(value)}"
         )
     if value is not None and own not in (None, value):
         raise ValueError(f"mode must be {own!r}, as the bags were made with it, got {value!r}; leave it out")
@@ -225,6 +225,7 @@ def not_floats(value: Any, array: Any, name: str, kinds: str = "floats") -> Type
     """Return the error for an argument that holds no real floats, with what to do about it."""
     got, advice = str(array.dtype), "convert with .astype(np.float32)"
     if array.dtype.kind == "O" and array.ndim == 0:
+        value = array.item()  # the value may have become an array before
         got, advice = kind_of(value), "convert with .toarray()" if is_sparse(value) else "pass an array of floats"
     elif array.dtype.kind == "O" and has_nulls(array):
         got, advice = "objects with nulls (None or NaN)", "drop or fill the nulls first"

@@ -14,10 +14,11 @@ from ._typing import Array
 
 def listed(values: Any, name: str, what: str) -> list[Any]:
     """Check an iterable of several values, and return a list."""
-    if len(getattr(values, "shape", ())) or isinstance(values, str | dict) or not isinstance(values, Iterable):
-        one = "; pass its values()" if isinstance(values, dict) else ""
-        one = "; for one array pass dense=[array]" if hasattr(values, "shape") else one
-        raise TypeError(f"{name} must be a list of {what}, got {check.kind_of(values)}{one}")
+    one = hasattr(values, "shape") or hasattr(values, "_instead")
+    if one or isinstance(values, str | dict) or not isinstance(values, Iterable):
+        advice = "; pass its values()" if isinstance(values, dict) else ""
+        advice = "; for one array pass dense=[array]" if len(getattr(values, "shape", ())) else advice
+        raise TypeError(f"{name} must be a list of {what}, got {check.kind_of(values)}{advice}")
     return list(values)
 
 

@@ -158,7 +158,7 @@ class _Torch(Framework):
     def refuse_tracked(self, value: Any, name: str, instead: str = "pass rows.grad") -> None:
         if value.requires_grad:
             raise TypeError(
-                f"{name} requires grad, so it is a parameter or looked-up rows, expected a gradient; {instead}, "
+                f"{name} requires grad, so it is a parameter or looked-up rows; {instead}, "
                 "or .detach() it if these are the numbers that you mean"
             )
 

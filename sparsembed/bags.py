@@ -183,8 +183,8 @@ class Bags:
         >>> se.Bags.from_lists([[1, 2, 3], [], [2]]).offsets
         array([0, 3, 3, 4])
         """
-        if not isinstance(ids, Iterable):
-            raise TypeError(f"ids must be a list of lists of ids, got {type(ids).__name__}")
+        if isinstance(ids, Bags) or not isinstance(ids, Iterable):
+            raise TypeError(f"ids must be a list of lists of ids, got {check.kind_of(ids)}")
         parts = [id_array(bag, f"ids[{b}]") for b, bag in enumerate(ids)]
         for b, part in enumerate(parts):
             if part.ndim != 1:
@@ -238,7 +238,8 @@ class Bags:
         array([2., 4.])
         """
         if getattr(matrix, "format", None) != "csr":
-            raise TypeError(f"matrix must be a scipy CSR array, got {type(matrix).__name__}; convert with .tocsr()")
+            how = "convert with .tocsr()" if check.is_sparse(matrix) else "make one with scipy.sparse.csr_array"
+            raise TypeError(f"matrix must be a scipy CSR array, got {check.kind_of(matrix)}; {how}")
         data = np.asarray(matrix.data)
         if data.dtype.kind not in "fiub":
             raise TypeError(f"matrix must hold real numbers, got {data.dtype}")

@@ -53,6 +53,8 @@ def weight(value: Any, name: str = "weight", writeable: bool = False) -> Table:
 def matrix(value: Any, name: str = "weight", writeable: bool = False) -> Array:
     """Check a (num_rows, dim) array; return a view of the caller's memory."""
     array = ndarray(value, name) if writeable else as_array(value, name)
+    if array.dtype.kind == "O":
+        raise check.not_floats(value, array, name, "float32, float64 or float16")
     check.table_dtype(array.dtype, f"{name}.dtype")
     if array.ndim != 2 or array.shape[1] == 0:
         raise check.not_a_table(array.shape, name)
@@ -199,7 +201,7 @@ def gradient(value: Any, leading: tuple[int, ...], dim: int | None, dtype: Any, 
 def sample_weights(value: Any, dtype: Any = None, name: str = "per_sample_weights") -> Array:
     """Check per-sample weights; return floats, in `dtype` if given.  Integers become float64."""
     array = as_array(value, name)
-    return floats(array.astype(np.float64) if array.dtype.kind in "iu" else array, dtype, name)
+    return floats(array.astype(np.float64) if array.dtype.kind in "iu" else value, dtype, name)
 
 
 def floats(value: Any, dtype: Any, name: str) -> Array:
@@ -227,6 +229,7 @@ def finite(array: Array, name: str) -> None:
 
 def output(value: Any, shape: tuple[int, ...], dtype: Any, **sources: Array | None) -> Array:
     """Check an `out` argument, which must not share memory with `sources`; return a view."""
+    framework_of(value).refuse_tracked(value, "out", "pass a tensor that does not")
     array = ndarray(value, "out")
     if array.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {array.shape}")

@@ -111,6 +111,7 @@ def gradient(value: Any, leading: tuple[int, ...], dim: int | None, dtype: Any, 
 
 def output(value: Any, shape: tuple[int, ...], dtype: Any, **sources: DeviceArray | None) -> DeviceArray:
     """Return a view of `out`, which must not share memory with `sources`."""
+    framework_of(value).refuse_tracked(value, "out", "pass a tensor that does not")
     array = view(value, "out")
     if array.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {array.shape}")
