@@ -63,6 +63,7 @@ def from_torch(tensor: Any) -> Parts:
     if str(tensor.dtype) == "torch.bfloat16":
         raise TypeError("tensor is bfloat16, which NumPy does not have; convert with .float()")
     num_rows, dim = tensor.shape
+    tensor = tensor.detach()
     return summed(tensor._indices()[0], tensor._values(), check.count(num_rows, "tensor.shape[0]"), dim)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from ._typing import Array
 
 LEGACY = 1  # the default stream in the CUDA array interface, which does not allow 0
+# Integers that are converted to int64; a uint64 that does not fit becomes negative, and so out of range.
+_NARROW = {"int8", "int16", "uint8", "uint16", "uint32", "uint64"}
 _CUDA = (2, 13)  # DLPack's numbers for CUDA memory and managed memory
 
 
@@ -45,9 +47,14 @@ class Framework:
     def to_numpy(self, value: Any, name: str) -> Array:
         """View an array in host memory as a NumPy array, without a copy; lists become arrays."""
         if isinstance(value, np.ma.MaskedArray) or (isinstance(value, list | tuple) and any(map(_is_masked, value))):
-            raise TypeError(f"{name} must not be a masked array: its mask would be ignored; fill it first")
+            raise TypeError(
+                f"{name} must not be a masked array: its mask, which marks nulls, would be ignored; fill or drop them "
+                "first, with .filled(number) or .compressed()"
+            )
         if isinstance(value, np.ndarray):
             return np.asarray(value)  # drops memmap and other subclasses
+        if (instead := getattr(value, "_instead", None)) is not None:  # our own classes
+            raise TypeError(f"{name} must be an array, got a {type(value).__name__}; {instead}")
         if hasattr(value, "__cuda_array_interface__"):
             raise TypeError(f"{name} is in CUDA memory, expected host memory; copy it to the host first")
         try:
@@ -66,9 +73,15 @@ class Framework:
                 f"{type(error).__name__}: {error}; convert it with np.array"
             ) from error
 
-    def plain(self, value: Any) -> Array | None:
-        """View an array in host memory as a NumPy array at the cost of one call; None where `to_numpy` is needed."""
+    def plain(self, value: Any, tracked: bool = True) -> Array | None:
+        """View an array in host memory as a NumPy array at the cost of one call; None where `to_numpy` is needed.
+
+        Without `tracked` also None for what `refuse_tracked` refuses.
+        """
         return None
+
+    def refuse_tracked(self, value: Any, name: str, instead: str = "pass rows.grad") -> None:
+        """Refuse an array with a gradient of its own, which is no gradient."""
 
     def of_numpy(self, result: Array) -> Any:
         """Return a fresh NumPy array as an array of this framework, without a copy."""
@@ -94,6 +107,10 @@ class Framework:
         """Return a GPU array in C order, as a copy if needed; unchanged if the framework cannot copy it."""
         return value
 
+    def widened(self, value: Any) -> Any:
+        """Return a GPU array of narrow or unsigned integers as int64; unchanged if the framework cannot convert."""
+        return value
+
     def converted(self, value: Any, dtype: np.dtype[Any]) -> Any:
         """Return a GPU array of floats in a dtype, as a copy if needed; unchanged if the framework cannot convert."""
         return value
@@ -117,14 +134,33 @@ class _Torch(Framework):
             raise TypeError(f"{name} is on {value.device}, expected host memory; move it with .cpu()")
         if str(value.dtype) == "torch.bfloat16":
             raise TypeError(f"{name} is bfloat16, which NumPy does not have; convert with .float()")
-        return np.asarray(value.detach().resolve_conj().resolve_neg())
-
-    def plain(self, value: Any) -> Array | None:
+        if value.layout is not self.module.strided:
+            raise TypeError(
+                f"{name} is a tensor of layout {value.layout}, expected a dense one; convert with .to_dense(), or make "
+                "a gradient of it with se.RowGradient.from_torch"
+            )
         try:
-            array: Array = (value.detach() if value.requires_grad else value).numpy()
+            return np.asarray(value.detach().resolve_conj().resolve_neg())
+        except (TypeError, RuntimeError) as error:  # a nested tensor, or one of a transform of torch.func
+            raise TypeError(f"{name} is a tensor that NumPy cannot view: {error}") from error
+
+    def plain(self, value: Any, tracked: bool = True) -> Array | None:
+        try:
+            if value.requires_grad:
+                if not tracked:
+                    return None
+                value = value.detach()
+            array: Array = value.numpy()
         except Exception:  # on a GPU, sparse, negated lazily, or within a transform of torch.func
             return None
         return array
+
+    def refuse_tracked(self, value: Any, name: str, instead: str = "pass rows.grad") -> None:
+        if value.requires_grad:
+            raise TypeError(
+                f"{name} requires grad, so it is a parameter or looked-up rows; {instead}, "
+                "or .detach() it if these are the numbers that you mean"
+            )
 
     def of_numpy(self, result: Array) -> Any:
         return self.module.from_numpy(_writeable(result))
@@ -140,6 +176,10 @@ class _Torch(Framework):
 
     def contiguous(self, value: Any) -> Any:
         return value.detach().contiguous() if value.is_cuda else value
+
+    def widened(self, value: Any) -> Any:
+        narrow = value.is_cuda and str(value.dtype).removeprefix("torch.") in _NARROW
+        return value.detach().to(self.module.int64) if narrow else value
 
     def converted(self, value: Any, dtype: np.dtype[Any]) -> Any:
         if value.is_cuda and value.is_floating_point():
@@ -199,6 +239,9 @@ class _Cupy(Framework):
 
     def contiguous(self, value: Any) -> Any:
         return self.module.ascontiguousarray(value)
+
+    def widened(self, value: Any) -> Any:
+        return value.astype(np.int64) if value.dtype.name in _NARROW else value
 
     def converted(self, value: Any, dtype: np.dtype[Any]) -> Any:
         return value.astype(dtype, copy=False) if value.dtype.kind == "f" else value

@@ -23,7 +23,9 @@ def lookup_parts(
     engine: Any, shapes: list[Any], several: bool, grad_out: Any, dim: int | None, dtype: Any, name: str
 ) -> tuple[list[Any], tuple[str, ...]]:
     """Check the gradients of lookups, given the shapes of the ids; return the gradients and their names."""
-    if not several:
+    if several:
+        check.gradient_given(grad_out, name)
+    else:
         return [engine.gradient(grad_out, shapes[0], dim, dtype, name)], (name,)
     if not (isinstance(grad_out, list | tuple) and len(grad_out) == len(shapes)):
         got = f"{len(grad_out)}" if isinstance(grad_out, list | tuple) else f"one {type(grad_out).__name__}"
@@ -41,6 +43,7 @@ def pooled(
     """Check pooled lookups and their gradients, except the range of the ids; return `Pooled`."""
     if len(grad_out) != len(bags):
         raise ValueError(f"grad_out must be a list of {len(bags)} gradients, one per set of bags, got {len(grad_out)}")
+    mode = mode_of(bags, mode)
     several, number, places, parts = len(bags) > 1, 0, [], []
     names = names_of("grad_out", len(bags), several)
     for each, part, name in zip(bags, grad_out, names, strict=True):
@@ -58,14 +61,21 @@ def pooled(
 def check_bags(engine: Any, bags: Any, mode: Any) -> int:
     """Check bags and mode, except the range of the ids; return the number of the mode."""
     if not isinstance(bags, Bags):
-        raise TypeError(
-            f"bags must be a sparsembed.Bags, got {type(bags).__name__}; make one with se.Bags(ids, offsets)"
-        )
+        raise check.not_bags(bags)
     if bags._engine is not engine:
         if engine is CPU:
             raise TypeError("bags are on a GPU, the table is in host memory; make them of arrays in host memory")
         raise TypeError("bags are in host memory, the other arrays on a GPU; make them of device arrays")
-    return check.mode(mode, bags.per_sample_weights is not None)
+    return check.MODES[check.mode(mode, bags.mode, bags.per_sample_weights is not None)]
+
+
+def mode_of(bags: Sequence[Any], mode: Any) -> str:
+    """Return the one mode of several lookups: the given one, or that of the bags."""
+    found = [check.mode(mode, each.mode if isinstance(each, Bags) else None) for each in bags]
+    for i, each in enumerate(found):
+        if each != found[0]:
+            raise ValueError(f"bags must be pooled with one mode, got {found[0]!r} of bags[0], {each!r} of bags[{i}]")
+    return found[0]
 
 
 def place_of(engine: Any, bags: Bags, dtype: Any) -> Any:
@@ -79,6 +89,9 @@ def place_of(engine: Any, bags: Bags, dtype: Any) -> Any:
 def as_lists(bags: Any, grad_out: Any) -> tuple[list[Any], list[Any]]:
     """Return a list of bags and a list of gradients, also for a single lookup."""
     parts, grads = (list(bags), grad_out) if isinstance(bags, list | tuple) else ([bags], [grad_out])
+    if parts and not any(isinstance(each, Bags) for each in parts):
+        raise check.not_bags(bags)
+    check.gradient_given(grads, "grad_out")
     if not parts or not isinstance(grads, list | tuple):
         raise ValueError("bags and grad_out must both be lists of one length, not empty, or neither a list")
     return parts, list(grads)

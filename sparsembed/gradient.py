@@ -1,8 +1,9 @@
 """RowGradient: a coalesced sparse gradient, as a value."""
 
 import math
+import operator
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from . import _check as check
 from . import _exchange
+from ._clip import each_once, factor, parts_of
 from ._cpu import inputs, memory, norms, sorting
 from ._cpu.gradients import Gradients
 from ._cpu.launch import segment_sum
@@ -48,7 +50,15 @@ class RowGradient:
     (array([2, 7]), 1, 2.236, True)
     >>> g.to_host() is g
     True
+    >>> rows, values = 0.5 * g - g / 4
+    >>> rows, values.ravel(), g.shape, g.dtype, g.nbytes
+    (array([2, 7]), array([0.25, 0.5 ]), (9, 1), dtype('float64'), 32)
+    >>> (-g).to_dense().ravel()
+    array([ 0.,  0., -1.,  0.,  0.,  0.,  0., -2.,  0.])
     """
+
+    __array_ufunc__ = None  # a NumPy number times a gradient is a gradient
+    _instead = "step with table.apply(gradient); its arrays are gradient.rows and gradient.values"
 
     _held: Any  # the sums of a gradient on a GPU
     __slots__ = ("_engine", "_held", "_kind", "_rows", "_values", "num_rows")
@@ -106,6 +116,48 @@ class RowGradient:
         """Columns."""
         return int((self._held if self._on_device else self._values).shape[1])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the table: (num_rows, dim)."""
+        return self.num_rows, self.dim
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the values."""
+        return np.dtype((self._held if self._on_device else self._values).dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows and values.  On a GPU it waits."""
+        where = (self.rows, self.values) if self._on_device else (self._rows, self._values)
+        return sum(int(each.nbytes) for each in where)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over rows and values: ``rows, values = gradient``."""
+        return iter((self.rows, self.values))
+
+    def to_dense(self) -> Any:
+        """Return the gradient of the whole table, with zeros for all other rows.
+
+        Returns
+        -------
+        array of shape (num_rows, dim)
+            Of the kind of `values`; it takes memory for every row of the table.
+
+        Raises
+        ------
+        TypeError
+            For a gradient on a GPU.
+        """
+        self._refuse_device("made dense")
+        dense = memory.zeros(self.shape, self.dtype)
+        dense[self._rows] = self._values
+        return by_name(self._kind).of_numpy(dense)
+
+    def _refuse_device(self, *what: str) -> None:
+        if self._on_device:
+            raise TypeError(f"gradients on a GPU are not {what[0]}; use what to_host() returns")
+
     def to_host(self) -> "RowGradient":
         """Return the gradient in host memory: itself, or a copy of one on a GPU, which can be added and clipped.
 
@@ -135,6 +187,27 @@ class RowGradient:
         rows = sorting.sort(lookups, ("rows", "rows"), self.num_rows, kept=True)
         grads = Gradients([self._values, other._values], rows.counts)
         return self._make(*segment_sum(NUMPY, rows, grads), self.num_rows, self._kind)
+
+    def __neg__(self) -> "RowGradient":
+        """Return the gradient with the other sign."""
+        self._refuse_device("negated")
+        return self._of(np.negative)
+
+    def __sub__(self, other: object) -> "RowGradient":
+        """Difference of two gradients: the sum with the negated second one."""
+        return self + -other if isinstance(other, RowGradient) else NotImplemented
+
+    def __mul__(self, factor: Any) -> "RowGradient":
+        """Return the gradient times a number, as `scale` does."""
+        self._refuse_device("multiplied")
+        return self.scale(factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: object) -> "RowGradient":
+        """Return the gradient divided by a number other than zero."""
+        self._refuse_device("divided")
+        return self._divided(check.real(divisor, "divisor"), "divisor")
 
     def __radd__(self, other: object) -> "RowGradient":
         """Make ``sum(gradients)`` work, which starts at 0."""
@@ -179,10 +252,13 @@ class RowGradient:
         >>> g.values, g.is_finite()
         (array([[0.5]], dtype=float32), True)
         """
-        number, dtype = check.positive(loss_scale, "loss_scale"), self._values.dtype
-        if not float(np.finfo(dtype).tiny) <= number <= float(np.finfo(dtype).max):
-            raise ValueError(f"loss_scale must fit into {dtype}, got {loss_scale!r}")
-        with np.errstate(over="ignore"):  # a loss scale below 1 may overflow; see `is_finite`
+        return self._divided(check.positive(loss_scale, "loss_scale"), "loss_scale")
+
+    def _divided(self, number: float, name: str) -> "RowGradient":
+        dtype = self._values.dtype
+        if not float(np.finfo(dtype).tiny) <= abs(number) <= float(np.finfo(dtype).max):
+            raise ValueError(f"{name} must fit into {dtype} and not be zero, got {number!r}")
+        with np.errstate(over="ignore"):  # a number below 1 may overflow; see `is_finite`
             return self._of(np.divide, dtype.type(number))
 
     def clip_values(self, limit: float) -> "RowGradient":
@@ -417,18 +493,21 @@ class RowGradient:
         return f"RowGradient({k} of {self.num_rows} rows, dim={dim}, {self._values.dtype})"
 
 
-def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense: Sequence[Any] = ()) -> float:
+def clip_by_global_norm(
+    gradients: RowGradient | Iterable[RowGradient], max_norm: float, dense: Iterable[Any] = ()
+) -> float:
     """Scale gradients in place so that their norm, taken together, is at most `max_norm`.
 
     Parameters
     ----------
-    gradients : sequence of RowGradient
+    gradients : RowGradient, or iterable of RowGradient
     max_norm : float
         Not negative; ``math.inf`` only measures.  Factors are rounded down, so that the norm is above it by no more
         than its own rounding in float64.
-    dense : sequence of float arrays
-        The caller's dense gradients, which count and are scaled as well.  A gradient or an array that is listed twice
-        counts once.
+    dense : iterable of float32 or float64 arrays
+        The caller's dense gradients, which count and are scaled as well; None is left out, as ``p.grad`` of a
+        parameter that was not used.  A gradient or an array that is listed twice counts once, and so does memory
+        that several arrays share.
 
     Returns
     -------
@@ -437,9 +516,17 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
 
     Raises
     ------
-    TypeError, ValueError
-        If the norm is not finite, or a dense array is read-only, hands out copies, or has several elements in one
-        place; nothing is scaled then.
+    TypeError
+        If anything in `gradients` is no `RowGradient` in host memory, or if anything in `dense` is a number, which
+        cannot be written to, hands out copies, or requires grad and so is a parameter in place of ``p.grad``.
+    ValueError
+        If the norm is not finite, or a dense array is read-only, has several elements in one place, or shares bytes
+        with another that are not the same numbers.  Nothing is scaled by a call that raises.
+
+    Notes
+    -----
+    Two passes over the values, the second only where the norm is above `max_norm`; the values of each RowGradient
+    are copied then.  Arrays that overlap take 8 bytes an element more.
 
     References
     ----------
@@ -458,53 +545,17 @@ def clip_by_global_norm(gradients: Sequence[RowGradient], max_norm: float, dense
     """
     if max_norm != math.inf:
         max_norm = check.real(max_norm, "max_norm", least=0.0)
-    for i, gradient in enumerate(check.several(gradients, "gradients", "RowGradient")):
-        if not isinstance(gradient, RowGradient):
-            raise TypeError(f"gradients[{i}] must be a RowGradient, got {type(gradient).__name__}")
-        if gradient._on_device:
-            raise TypeError(f"gradients[{i}] is on a GPU, expected host memory; pass what its to_host() returns")
-    each = list({id(gradient): gradient for gradient in gradients}.values())  # a gradient listed twice counts once
-    arrays = _once(dense)
-    rows = [np.ascontiguousarray(array).reshape(1, -1) for array in arrays]
-    norm = norms.euclidean([*(gradient._values for gradient in each), *rows])
+    each = each_once(gradients, RowGradient)
+    parts = parts_of(dense)
+    norm = norms.euclidean([*(gradient._values for gradient in each), *(part.numbers() for part in parts)])
     if not math.isfinite(norm):
         raise ValueError(
             f"the norm of the gradients is {norm}, expected a finite number; look for NaN or infinity before clipping"
         )
     if norm > max_norm:
-        values = [gradient._of(np.multiply, _factor(max_norm / norm, gradient._values))._values for gradient in each]
-        factors = [_factor(max_norm / norm, array) for array in arrays]
+        values = [gradient._of(np.multiply, factor(max_norm / norm, gradient._values))._values for gradient in each]
+        scalings = [part.scaling(factor(max_norm / norm, part.array)) for part in parts]
         # One call into C, so that an interrupt comes before or after all of it.
-        work = chain(map(np.multiply, arrays, factors, arrays), map(setattr, each, repeat("_values"), values))
+        work = chain(map(operator.call, scalings), map(setattr, each, repeat("_values"), values))
         deque(work, maxlen=0)
     return norm
-
-
-def _once(dense: Any) -> list[Array]:
-    """Check dense gradients, which are scaled in place; return one array for each piece of memory."""
-    found: dict[Any, Array] = {}
-    for i, value in enumerate(check.several(dense, "dense", "arrays")):
-        array = inputs.ndarray(value, f"dense[{i}]")
-        if array.dtype not in check.FLOATS:
-            raise TypeError(f"dense[{i}] must be float32 or float64, got {array.dtype}")
-        if array.size:
-            inputs.in_place(array, f"dense[{i}]", "a copy")
-            found.setdefault(_place(array), array)
-    arrays = list(found.values())
-    for i, array in enumerate(arrays):
-        if any(np.shares_memory(array, other) for other in arrays[:i]):
-            raise ValueError("arrays in dense share some of their memory, which would be scaled twice; pass it once")
-    return arrays
-
-
-def _place(array: Array) -> tuple[Any, ...]:
-    """Return a key of the memory of an array, equal for two views of the same numbers."""
-    how = (array.size,) if array.flags.c_contiguous else (array.shape, array.strides)
-    return array.__array_interface__["data"][0], *how, array.dtype.char
-
-
-def _factor(factor: float, array: Array) -> Any:
-    """Return a factor in an array's dtype, rounded down so that rounding of the products cannot exceed the norm."""
-    kind = array.dtype.type
-    number = kind(factor * (1 - 2.0 * float(np.finfo(kind).epsneg)))
-    return number if number <= factor else np.nextafter(number, kind(0))

@@ -6,22 +6,23 @@ import numpy as np
 
 from . import _check as check
 from ._engine import CPU, engine_of
-from ._gradients import Pooled, arrays_of, check_bags, place_of, pooled
+from ._gradients import Pooled, arrays_of, check_bags, mode_of, place_of, pooled
 from .bags import Bags
 from .gradient import RowGradient
 from .plan import as_batch
 
 
-def pool(weight: Any, bags: Bags, mode: str = "sum", out: Any = None, *, padding_idx: int | None = None) -> Any:
+def pool(weight: Any, bags: Bags, mode: str | None = None, out: Any = None, *, padding_idx: int | None = None) -> Any:
     """Pool the rows of each bag into one row.
 
     Parameters
     ----------
     weight : float32, float64 or float16 array of shape (num_rows, dim)
     bags : Bags
-    mode : {"sum", "mean", "sqrtn", "max"}
-        With weights `a`: sum ``sum(a * x)``; mean ``sum(a * x) / sum(a)``; sqrtn
-        ``sum(a * x) / sqrt(sum(a**2))``; max takes no weights.
+    mode : {"sum", "mean", "sqrtn", "max"}, optional
+        That of the bags; "sum" where they have none; another than that of the bags raises.  With weights `a`:
+        sum ``sum(a * x)``; mean ``sum(a * x) / sum(a)``; sqrtn ``sum(a * x) / sqrt(sum(a**2))``; max takes no
+        weights.
     out : array of shape (num_bags, dim), optional
         C-contiguous; written to and returned.
     padding_idx : int, optional
@@ -59,13 +60,14 @@ def pool(weight: Any, bags: Bags, mode: str = "sum", out: Any = None, *, padding
 
 def pool_few(engine: Any, weight: Any, bags: Any, mode: Any, padding: int, table: Any = None) -> Any:
     """Return `pool` of a small batch whose arguments need no further check, or None."""
-    if type(bags) is not Bags or bags._engine is not engine or type(mode) is not str or mode not in check.MODES:
+    if type(bags) is not Bags or bags._engine is not engine or not (mode is None or type(mode) is str):
         return None
-    return engine.pool_few(weight, bags._place, check.MODES[mode], padding, table)
+    number = bags._choices.get(mode)
+    return None if number is None else engine.pool_few(weight, bags._place, number, padding, table)
 
 
 def pool_bags(
-    engine: Any, table: Any, given: Any, bags: Bags, mode: str, out: Any, padding: int, contents: Any = None
+    engine: Any, table: Any, given: Any, bags: Bags, mode: str | None, out: Any, padding: int, contents: Any = None
 ) -> Any:
     """Return `pool` of the caller's weight, or of a table's contents, whose rows may have missed steps."""
     if contents is not None and contents.is_free:
@@ -97,7 +99,7 @@ def pool_gradient(
     bags: Bags,
     grad_out: Any,
     num_rows: int,
-    mode: str = "sum",
+    mode: str | None = None,
     *,
     padding_idx: int | None = None,
     weight: Any = None,
@@ -110,7 +112,8 @@ def pool_gradient(
     bags : Bags
     grad_out : float array of shape (num_bags, dim)
     num_rows : int
-    mode : {"sum", "mean", "sqrtn", "max"}
+    mode : {"sum", "mean", "sqrtn", "max"}, optional
+        As in `pool`.
     padding_idx : int, optional
         As in `pool`.
     weight : array of shape (num_rows, dim)
@@ -143,6 +146,7 @@ def pool_gradient(
     """
     engine = engine_of(bags, grad_out, weight)
     num_rows = check.count(num_rows, "num_rows")
+    mode = mode_of([bags], mode)
     if (mode == "max") != (weight is not None):
         needs = "needs weight=, the table that was pooled" if mode == "max" else "takes no weight"
         raise ValueError(f"mode={mode!r} {needs}")
@@ -229,7 +233,7 @@ def pooled_gradients(
 def pooled_gradient(
     bags: Bags,
     grad_out: Any,
-    mode: str,
+    mode: str | None,
     engine: Any,
     table: Any,
     num_rows: int,
@@ -267,7 +271,7 @@ def max_gradient(
 
 
 def per_sample_weights_gradient(
-    weight: Any, bags: Bags, grad_out: Any, mode: str = "sum", *, padding_idx: int | None = None
+    weight: Any, bags: Bags, grad_out: Any, mode: str | None = None, *, padding_idx: int | None = None
 ) -> Any:
     """Gradient of `pool` with respect to the per-sample weights (taken as one where absent).
 
@@ -276,7 +280,8 @@ def per_sample_weights_gradient(
     weight : array of shape (num_rows, dim)
     bags : Bags
     grad_out : float array of shape (num_bags, dim)
-    mode : {"sum", "mean", "sqrtn"}
+    mode : {"sum", "mean", "sqrtn"}, optional
+        As in `pool`.
     padding_idx : int, optional
         As in `pool`; its entries get zero.
 
@@ -305,7 +310,7 @@ def per_sample_weights_gradient(
     """
     engine = engine_of(weight, bags, grad_out)
     table = engine.weight(weight)
-    if mode == "max":
+    if (mode := mode_of([bags], mode)) == "max":
         raise ValueError("mode='max' has no per_sample_weights, so no gradient of them; use sum, mean or sqrtn")
     number, padding = check_bags(engine, bags, mode), check.padding(padding_idx, table.num_rows)
     place = place_of(engine, bags, table.result)

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from . import _check as check
 from ._formulas import take_step, touched_decay
 from ._typing import Array
 from .bags import Bags
@@ -166,14 +167,15 @@ def shares(ids: Any, num_rows: int) -> sparse.dia_array:
     return sparse.diags_array(1 / (matrix @ matrix.sum(axis=0)))
 
 
-def bag_matrix(bags: Bags, num_rows: int, mode: str = "sum", padding_idx: int | None = None) -> sparse.csr_array:
+def bag_matrix(bags: Bags, num_rows: int, mode: str | None = None, padding_idx: int | None = None) -> sparse.csr_array:
     """The matrix B with ``pool(weight) = B @ weight`` for sum, mean and sqrtn: (num_bags, num_rows).
 
     Parameters
     ----------
     bags : Bags
     num_rows : int
-    mode : {"sum", "mean", "sqrtn"}, default "sum"
+    mode : {"sum", "mean", "sqrtn"}, optional
+        That of the bags, else "sum".
     padding_idx : int, optional
         An id that contributes nothing.
 
@@ -191,9 +193,9 @@ def bag_matrix(bags: Bags, num_rows: int, mode: str = "sum", padding_idx: int | 
     return _members(bags, mode, padding_idx) @ onehot(bags.ids, num_rows)
 
 
-def _members(bags: Bags, mode: str, padding_idx: int | None) -> sparse.csr_array:
+def _members(bags: Bags, mode: str | None, padding_idx: int | None) -> sparse.csr_array:
     """(num_bags, n): the factor of each occurrence in its bag."""
-    n = len(bags.ids)
+    n, mode = len(bags.ids), check.mode(mode, bags.mode)
     factors = np.ones(n) if bags.per_sample_weights is None else np.asarray(bags.per_sample_weights, np.float64)
     if padding_idx is not None:
         factors = np.where(bags.ids == padding_idx, 0.0, factors)
@@ -214,14 +216,15 @@ def _without_zeros(matrix: sparse.csr_array) -> sparse.csr_array:
     return matrix
 
 
-def pool(weight: Any, bags: Bags, mode: str = "sum", padding_idx: int | None = None) -> Array:
+def pool(weight: Any, bags: Bags, mode: str | None = None, padding_idx: int | None = None) -> Array:
     """``bag_matrix @ weight``; for max, the largest element of each column of the bag's rows.
 
     Parameters
     ----------
     weight : float array of shape (num_rows, dim)
     bags : Bags
-    mode : {"sum", "mean", "sqrtn", "max"}, default "sum"
+    mode : {"sum", "mean", "sqrtn", "max"}, optional
+        That of the bags, else "sum".
     padding_idx : int, optional
         An id that contributes nothing.
 
@@ -236,7 +239,7 @@ def pool(weight: Any, bags: Bags, mode: str = "sum", padding_idx: int | None = N
     array([3., 2.])
     """
     table = np.asarray(weight, np.float64)
-    if mode != "max":
+    if (mode := check.mode(mode, bags.mode)) != "max":
         pooled: Array = bag_matrix(bags, len(table), mode, padding_idx) @ table
         return pooled
     winners = argmax(table, bags, padding_idx)
@@ -281,7 +284,7 @@ def pool_gradient(
     bags: Bags,
     grad_out: Any,
     num_rows: int,
-    mode: str = "sum",
+    mode: str | None = None,
     padding_idx: int | None = None,
     weight: Any = None,
     scale_grad_by_freq: bool = False,
@@ -295,7 +298,8 @@ def pool_gradient(
     bags : Bags
     grad_out : float array of shape (num_bags, dim)
     num_rows : int
-    mode : {"sum", "mean", "sqrtn", "max"}, default "sum"
+    mode : {"sum", "mean", "sqrtn", "max"}, optional
+        That of the bags, else "sum".
     padding_idx : int, optional
         An id that contributes nothing.
     weight : float array of shape (num_rows, dim), optional
@@ -314,7 +318,7 @@ def pool_gradient(
     array([1., 2.])
     """
     grad = np.asarray(grad_out, np.float64)
-    if mode != "max":
+    if (mode := check.mode(mode, bags.mode)) != "max":
         each = _without_zeros(_members(bags, mode, padding_idx)).T @ grad  # gradient of each occurrence
     else:
         each = np.zeros((len(bags.ids), grad.shape[1]))
@@ -352,7 +356,7 @@ def clip_rows(weight: Any, max_norm: float, norm_type: float = 2.0) -> Array:
 
 
 def per_sample_weights_gradient(
-    weight: Any, bags: Bags, grad_out: Any, mode: str = "sum", padding_idx: int | None = None
+    weight: Any, bags: Bags, grad_out: Any, mode: str | None = None, padding_idx: int | None = None
 ) -> Array:
     """Derivative of ``sum(grad_out * pool(weight))`` for each per-sample weight, by the quotient rule.
 
@@ -361,7 +365,8 @@ def per_sample_weights_gradient(
     weight : float array of shape (num_rows, dim)
     bags : Bags
     grad_out : float array of shape (num_bags, dim)
-    mode : {"sum", "mean", "sqrtn"}, default "sum"
+    mode : {"sum", "mean", "sqrtn"}, optional
+        That of the bags, else "sum".
     padding_idx : int, optional
         An id that contributes nothing.
 
@@ -376,7 +381,7 @@ def per_sample_weights_gradient(
     >>> se.reference.per_sample_weights_gradient(np.array([[1.0], [2.0]]), bags, np.ones((1, 1)))
     array([1., 2.])
     """
-    grad = np.asarray(grad_out, np.float64)
+    grad, mode = np.asarray(grad_out, np.float64), check.mode(mode, bags.mode)
     n = len(bags.ids)
     bag_of = np.repeat(np.arange(bags.num_bags), np.diff(bags.offsets))
     counted = np.ones(n, bool) if padding_idx is None else bags.ids != padding_idx

@@ -11,7 +11,7 @@ from . import initializers
 from ._contents import Contents
 from ._engine import CPU, device_name, engine_for, engine_of
 from ._first_rows import first_rows, seed_of
-from ._gradients import arrays_of, as_lists, lookup_parts, pooled
+from ._gradients import arrays_of, as_lists, lookup_parts, mode_of, pooled
 from ._options import Options
 from ._table_rows import TableRows
 from ._table_state import TableState
@@ -243,13 +243,14 @@ class EmbeddingTable(TableRows, TableState):
         contents = self._contents
         return lookup(contents.engine, contents.table, None, ids, None, contents)
 
-    def pool(self, bags: Bags, mode: str = "sum") -> Any:
+    def pool(self, bags: Bags, mode: str | None = None) -> Any:
         """Pool the rows of each bag into one; see `sparsembed.pool`.
 
         Parameters
         ----------
         bags : Bags
-        mode : {"sum", "mean", "sqrtn", "max"}
+        mode : {"sum", "mean", "sqrtn", "max"}, optional
+            That of the bags; "sum" where they have none.
 
         Returns
         -------
@@ -341,7 +342,7 @@ class EmbeddingTable(TableRows, TableState):
         finally:
             engine.end(call)
 
-    def update_pooled(self, bags: Any, grad_out: Any, mode: str = "sum", *, check_finite: bool = False) -> None:
+    def update_pooled(self, bags: Any, grad_out: Any, mode: str | None = None, *, check_finite: bool = False) -> None:
         """Take one optimizer step from the gradient of pooled lookups, in place.
 
         Parameters
@@ -349,8 +350,8 @@ class EmbeddingTable(TableRows, TableState):
         bags : Bags, or list of Bags
             A list means that one step pooled from the table several times.
         grad_out : float array of shape (num_bags, dim), or list of them
-        mode : {"sum", "mean", "sqrtn", "max"}
-            For "max" the rows must be those that were pooled.
+        mode : {"sum", "mean", "sqrtn", "max"}, optional
+            That of the bags; "sum" where they have none.  For "max" the rows must be those that were pooled.
         check_finite : bool
             Refuse NaN and infinity before any row changes.
 
@@ -388,7 +389,7 @@ class EmbeddingTable(TableRows, TableState):
             return
         contents, engine, table = self._ready(check_finite)
         parts, grads = as_lists(bags, grad_out)
-        options = contents.options
+        options, mode = contents.options, mode_of(parts, mode)
         if mode == "max" and len(parts) > 1 and engine.sums_max_apart:
             by_freq = options.scale_grad_by_freq
             total = max_gradient(parts, grads, engine, table, table.num_rows, contents.padding, by_freq, contents)
@@ -406,7 +407,7 @@ class EmbeddingTable(TableRows, TableState):
             engine.end(call)
 
     def gradient_pooled(
-        self, bags: Any, grad_out: Any, mode: str = "sum", *, check_finite: bool = False
+        self, bags: Any, grad_out: Any, mode: str | None = None, *, check_finite: bool = False
     ) -> RowGradient:
         """Return the coalesced gradient of pooled lookups as a value, without its padding.
 
@@ -446,7 +447,7 @@ class EmbeddingTable(TableRows, TableState):
         parts, grads = as_lists(bags, grad_out)
         by_freq = contents.options.scale_grad_by_freq
         where = (table.num_rows, contents.padding, by_freq, contents)
-        return pooled_gradients(engine, parts, grads, mode, table, *where, check_finite=check_finite)
+        return pooled_gradients(engine, parts, grads, mode_of(parts, mode), table, *where, check_finite=check_finite)
 
     def gradient(self, ids: Any, grad_out: Any) -> RowGradient:
         """Return the coalesced gradient of a batch as a value, without its padding.

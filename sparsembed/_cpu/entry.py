@@ -22,9 +22,9 @@ def entry_of(kernel: Any, *kinds: Any) -> Any:
     return kernel.overloads[kinds].entry_point
 
 
-def host_array(value: Any) -> Array | None:
+def host_array(value: Any, tracked: bool = False) -> Array | None:
     """Return a NumPy array, or a view of a torch tensor, that kernels can read as it lies; else None."""
-    array = value if type(value) is np.ndarray else framework_of(value).plain(value)
+    array = value if type(value) is np.ndarray else framework_of(value).plain(value, tracked)
     if array is None:
         return None
     flags = array.flags

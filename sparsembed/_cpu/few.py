@@ -26,6 +26,7 @@ from .inputs import IDS
 from .prepared import BYTES, MOST, NO_STATE
 from .reading import gather_few
 
+_SUM, _MAX = check.MODES["sum"], check.MODES["max"]
 _ROWS = 1 << 48  # rows of a table whose ids fit a key of 64 bits beside a position
 
 
@@ -75,8 +76,10 @@ def update_bags_few(contents: Any, bags: Any, grad_out: Any, mode: Any) -> bool:
     if type(bags) is list and type(grad_out) is list and len(bags) == len(grad_out) == 1:
         (bags,), (grad_out,) = bags, grad_out
     place, grads = getattr(bags, "_place", None), host_array(grad_out)
-    number = check.MODES.get(mode) if type(mode) is str else None
-    if place is None or grads is None or number is None or mode == "max":
+    if place is None or grads is None or not (mode is None or type(mode) is str):
+        return False
+    number = bags._choices.get(mode)
+    if number is None or number == _MAX:
         return False
     if bags._on_device or place.weights is not None or grads.shape != (place.num_bags, contents.table.dim):
         return False
@@ -87,7 +90,7 @@ def update_bags_few(contents: Any, bags: Any, grad_out: Any, mode: Any) -> bool:
         known = prepared.prepared(contents, ids.dtype, len(ids))
         if known is None:
             return False
-        shares = None if mode == "sum" else np.empty(len(grads), contents.table.dtype)
+        shares = None if number == _SUM else np.empty(len(grads), contents.table.dtype)
         update = prepared.update_bags(contents, known, ids.dtype, shares)
         return _step(contents, known, update, (ids, place.offsets, number), grads, shares)
 
@@ -129,7 +132,7 @@ def _together(ids: list[Any], grad_out: list[Any]) -> tuple[Any, Any]:
 
 def add_few(weight: Any, ids: Any, values: Any, alpha: float) -> bool:
     """Add rows to a weight, as `scatter_add` does; return whether it was done."""
-    table, rows, grads = host_array(weight), host_array(ids), host_array(values)
+    table, rows, grads = host_array(weight, True), host_array(ids), host_array(values)
     if table is None or rows is None or grads is None or table.ndim != 2 or rows.dtype not in IDS:
         return False
     n, dim, dtype = rows.size, table.shape[1], table.dtype

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _check as check
-from .._frameworks import as_array
+from .._frameworks import as_array, framework_of
 from .._typing import Array
 from ..kernels.cpu import few
 from ..kernels.cpu._rows import NEAR_BYTES
@@ -15,6 +15,7 @@ from .views import overlaps, read_only, row_wise
 
 IDS = frozenset({np.dtype(np.int32), np.dtype(np.int64)})
 _HALF = np.dtype(np.float16)
+_LARGEST = np.uint64(2**63 - 1)
 
 
 class Table(NamedTuple):
@@ -52,9 +53,11 @@ def weight(value: Any, name: str = "weight", writeable: bool = False) -> Table:
 def matrix(value: Any, name: str = "weight", writeable: bool = False) -> Array:
     """Check a (num_rows, dim) array; return a view of the caller's memory."""
     array = ndarray(value, name) if writeable else as_array(value, name)
+    if array.dtype.kind == "O":
+        raise check.not_floats(value, array, name, "float32, float64 or float16")
     check.table_dtype(array.dtype, f"{name}.dtype")
     if array.ndim != 2 or array.shape[1] == 0:
-        raise ValueError(f"{name} must have shape (num_rows, dim) with dim at least 1, got {array.shape}")
+        raise check.not_a_table(array.shape, name)
     if not array.flags.aligned:
         raise ValueError(f"{name} must be aligned to its items; copy it with np.require({name}, requirements='A')")
     if writeable:
@@ -98,14 +101,33 @@ def _address(array: Array) -> int:
 
 
 def id_array(value: Any, name: str = "ids") -> Array:
-    """Check the dtype of ids, and return an int32 or int64 array of any shape."""
-    array = as_array(value, name)
-    if array.dtype not in IDS:
-        if array.size == 0 and isinstance(value, list | tuple):
-            return array.astype(np.int64)  # np.asarray([]) is float64
-        advice = "convert with .astype(np.int64)" if array.dtype.kind in "biuf" else "pass an array of whole numbers"
-        raise TypeError(f"{name} must be int32 or int64, got {array.dtype}; {advice}")
-    return array
+    """Check the dtype of ids, and return an int32 or int64 array of any shape; other integers are copied to int64."""
+    try:
+        array = as_array(value, name)
+    except ValueError as error:
+        raise ValueError(f"{error}; lists of different lengths are bags: se.Bags.from_lists(lists)") from None
+    if array.dtype in IDS:
+        return array
+    if array.dtype.kind in "iu":
+        return _widened(array, name)
+    if array.size == 0 and isinstance(value, list | tuple):
+        return array.astype(np.int64)  # np.asarray([]) is float64
+    raise check.not_ids(value, array, name)
+
+
+def _widened(array: Array, name: str) -> Array:
+    """Return other integers than int32 and int64 as int64."""
+    large = array > _LARGEST if array.dtype.kind == "u" and array.dtype.itemsize == 8 else np.zeros(0, bool)
+    if large.any():
+        position = int(np.argmax(large))
+        where = _index(position, array.shape)
+        raise IndexError(f"{name}[{where}] is {array.flat[position]}, expected ids below 2**63; correct the id")
+    return array.astype(np.int64)
+
+
+def _index(position: int, shape: tuple[int, ...]) -> str:
+    """Return the index of a position in a flattened array, as in brackets."""
+    return ", ".join(str(index) for index in np.unravel_index(position, shape)) if shape else "()"
 
 
 def ids(value: Any, name: str = "ids") -> tuple[Array, tuple[int, ...]]:
@@ -127,9 +149,8 @@ def in_range(flat: Array, num_rows: int, name: str, shape: tuple[int, ...]) -> N
                 f"{name} were changed by another thread while they were checked, and some were out of range; leave "
                 "them as they are until the call returns, or pass a copy"
             )
-        where = ", ".join(str(index) for index in np.unravel_index(position, shape)) if shape else "()"
         raise IndexError(
-            f"{name}[{where}] is {found}, expected 0 <= id < {num_rows} (num_rows); "
+            f"{name}[{_index(position, shape)}] is {found}, expected 0 <= id < {num_rows} (num_rows); "
             "correct the id, or use a larger table"
         )
 
@@ -169,6 +190,9 @@ def offsets(value: Any, n: int) -> Array:
 
 def gradient(value: Any, leading: tuple[int, ...], dim: int | None, dtype: Any, name: str = "grad_out") -> Array:
     """Check a gradient of shape ``leading + (dim,)``; return an (n, dim) view or copy with contiguous rows."""
+    if type(value) is not np.ndarray:
+        check.gradient_given(value, name)
+        framework_of(value).refuse_tracked(value, name)
     array = _real(value, dtype, name)
     dim = check.gradient_shape(array.shape, leading, dim, name)
     return row_wise(array if array.ndim == 2 else array.reshape(-1, dim))
@@ -177,7 +201,7 @@ def gradient(value: Any, leading: tuple[int, ...], dim: int | None, dtype: Any, 
 def sample_weights(value: Any, dtype: Any = None, name: str = "per_sample_weights") -> Array:
     """Check per-sample weights; return floats, in `dtype` if given.  Integers become float64."""
     array = as_array(value, name)
-    return floats(array.astype(np.float64) if array.dtype.kind in "iu" else array, dtype, name)
+    return floats(array.astype(np.float64) if array.dtype.kind in "iu" else value, dtype, name)
 
 
 def floats(value: Any, dtype: Any, name: str) -> Array:
@@ -188,7 +212,7 @@ def floats(value: Any, dtype: Any, name: str) -> Array:
 def _real(value: Any, dtype: Any, name: str) -> Array:
     array = value if type(value) is np.ndarray else as_array(value, name)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise TypeError(f"{name} must hold floats, got {array.dtype}; convert with .astype(np.float32)")
+        raise check.not_floats(value, array, name)
     if dtype is None:  # at least float32, in the native byte order
         dtype = array.dtype.newbyteorder("=") if array.dtype.itemsize > 2 else np.dtype(np.float32)
     return array if array.dtype == dtype else np.asarray(array, dtype)
@@ -205,6 +229,7 @@ def finite(array: Array, name: str) -> None:
 
 def output(value: Any, shape: tuple[int, ...], dtype: Any, **sources: Array | None) -> Array:
     """Check an `out` argument, which must not share memory with `sources`; return a view."""
+    framework_of(value).refuse_tracked(value, "out", "pass a tensor that does not")
     array = ndarray(value, "out")
     if array.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {array.shape}")

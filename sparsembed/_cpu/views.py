@@ -10,7 +10,7 @@ from .._typing import Array
 
 def is_array(value: object) -> bool:
     """Whether a value is an array of one dimension or more, rather than a number or a list."""
-    return getattr(value, "ndim", 0) > 0
+    return len(getattr(value, "shape", ())) > 0  # a Series of polars has no ndim
 
 
 def freeze(value: Any) -> Any:

@@ -33,7 +33,7 @@ def weight(value: Any, name: str = "weight", writeable: bool = False) -> Table:
     array = view(value, name)
     check.table_dtype(array.dtype, f"{name}.dtype")
     if len(array.shape) != 2 or array.shape[1] == 0:
-        raise ValueError(f"{name} must have shape (num_rows, dim) with dim at least 1, got {array.shape}")
+        raise check.not_a_table(array.shape, name)
     if writeable:
         if array.dtype not in check.FLOATS:
             raise TypeError(f"{name} is float16, which is for lookups and pooling; train a float32 table")
@@ -68,9 +68,12 @@ def in_place(array: DeviceArray, name: str) -> None:
 
 def ids(value: Any, name: str = "ids") -> tuple[DeviceArray, tuple[int, ...]]:
     """Return flat ids and their shape, after a check of their dtype."""
-    array = view(framework_of(value).contiguous(value), name)
+    framework = framework_of(value)
+    array = view(framework.contiguous(framework.widened(value)), name)
     if array.dtype not in (np.int32, np.int64):
-        raise TypeError(f"{name} must be int32 or int64, got {array.dtype}; convert with .astype(np.int64)")
+        mask = "; for a mask pass np.flatnonzero(mask), torch: mask.nonzero().flatten()"
+        advice = mask if array.dtype.kind == "b" else "; convert with .astype(np.int64), torch: .long()"
+        raise TypeError(f"{name} must be int32 or int64, got {array.dtype}{advice}")
     few_enough(array.size, name)
     plain(array, name)
     return array.reshape(array.size), array.shape
@@ -99,6 +102,8 @@ def floats(value: Any, dtype: Any, name: str) -> DeviceArray:
 
 def gradient(value: Any, leading: tuple[int, ...], dim: int | None, dtype: Any, name: str = "grad_out") -> DeviceArray:
     """Check a gradient of shape ``leading + (dim,)``; returns it as (n, dim)."""
+    check.gradient_given(value, name)
+    framework_of(value).refuse_tracked(value, name)
     array = floats(value, dtype, name)
     dim = check.gradient_shape(array.shape, leading, dim, name)
     return array.reshape(array.size // dim, dim)
@@ -106,6 +111,7 @@ def gradient(value: Any, leading: tuple[int, ...], dim: int | None, dtype: Any, 
 
 def output(value: Any, shape: tuple[int, ...], dtype: Any, **sources: DeviceArray | None) -> DeviceArray:
     """Return a view of `out`, which must not share memory with `sources`."""
+    framework_of(value).refuse_tracked(value, "out", "pass a tensor that does not")
     array = view(value, "out")
     if array.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {array.shape}")

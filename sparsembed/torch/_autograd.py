@@ -35,7 +35,7 @@ class Lookup(torch.autograd.Function):
                 collect(ctx.table, ctx.weight, ids, grad_out.detach(), None)
             return None, None, None
         renew_gradient(ctx.weight)
-        return once(lambda: ctx.table.gradient(ids, grad_out).to_torch(), grad_out), None, None
+        return once(lambda: ctx.table.gradient(ids, grad_out.detach()).to_torch(), grad_out), None, None
 
 
 class Pool(torch.autograd.Function):
@@ -64,14 +64,14 @@ class Pool(torch.autograd.Function):
             )
         gradient = factors = None
         if ctx.needs_input_grad[1]:
-            factors = once(lambda: table.weights_gradient(bags, grad_out), grad_out, ctx.weight)
+            factors = once(lambda: table.weights_gradient(bags, grad_out.detach()), grad_out, ctx.weight)
         if ctx.dropped:
             pass
         elif ctx.needs_input_grad[0] and table.fused:
             collect(table, ctx.weight, bags, grad_out.detach(), mode)
         elif ctx.needs_input_grad[0]:
             renew_gradient(ctx.weight)
-            gradient = once(lambda: table.pooled_gradient(bags, grad_out, mode).to_torch(), grad_out, given)
+            gradient = once(lambda: table.pooled_gradient(bags, grad_out.detach(), mode).to_torch(), grad_out, given)
         return gradient, factors, None, None, None, None
 
 

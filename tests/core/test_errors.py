@@ -85,16 +85,20 @@ CALLS = {
     "RowGradient.unscale": {"loss_scale": 1024.0},
     "RowGradient.is_finite": {},
     "RowGradient.to_host": {},
+    "RowGradient.to_dense": {},
     "RowGradient.to_torch": {},
     "RowGradient.from_torch": {"tensor": Of(lambda w: w.gradient.to_torch())},
     "RowGradient.to_scipy": {},
     "RowGradient.from_scipy": {"matrix": scipy.sparse.csr_array(np.eye(3))},
     "RowGradient.to_indexed_slices": {},
     "RowGradient.from_indexed_slices": {"slices": (GRAD, IDS, (ROWS, DIM))},
-    "Bags": {"ids": IDS, "offsets": OFFSETS, "per_sample_weights": FACTORS},
-    "Bags.from_padded": {"ids": np.array([[1, 0], [5, 4]]), "padding_idx": 0, "per_sample_weights": ones(2, 2)},
-    "Bags.from_lists": {"ids": [[1, 2], [5]], "per_sample_weights": [[1.0, 2.0], [0.5]]},
-    "Bags.from_csr": {"matrix": scipy.sparse.csr_array(np.eye(3))},
+    "Bags": {"ids": IDS, "offsets": OFFSETS, "per_sample_weights": FACTORS, "mode": "mean"},
+    "Bags.from_padded": {
+        "ids": np.array([[1, 0], [5, 4]]), "padding_idx": 0, "per_sample_weights": ones(2, 2), "mode": "sum"},
+    "Bags.from_lists": {"ids": [[1, 2], [5]], "per_sample_weights": [[1.0, 2.0], [0.5]], "mode": "sqrtn"},
+    "Bags.from_csr": {"matrix": scipy.sparse.csr_array(np.eye(3)), "mode": "max"},
+    "Bags.concatenate": {"bags": [BAGS, PLAIN], "mode": "mean"},
+    "Bags.with_weights": {"per_sample_weights": FACTORS},
     "EmbeddingTable": {
         "num_rows": ROWS, "dim": DIM, "optimizer": SGD, "dtype": np.float32, "padding_idx": 0,
         "initializer": se.initializers.zeros, "rng": 0, "device": "cpu"} | OPTIONS,
@@ -144,6 +148,11 @@ strided = as_strided(ones(3), (ROWS, DIM), (0, 4))
 odd = np.frombuffer(bytearray(4 * ROWS * DIM + 1), np.uint8, offset=1).view(np.float32).reshape(ROWS, DIM)
 
 
+def tracked(array):
+    """A torch tensor that requires grad."""
+    return pytest.importorskip("torch").tensor(array, requires_grad=True)
+
+
 def outside(index):
     """A CSR array with an index that its shape does not allow, which scipy does not notice by itself."""
     matrix = scipy.sparse.csr_array(np.eye(3))
@@ -156,7 +165,14 @@ bad_bags = se.Bags(np.array([1, 9]), OFFSETS)
 # (calls, argument, wrong value, exception, what the message says besides the argument's name)
 BAD = [
     *((f"{LOOKUPS} Bags", "ids", np.array(v), TypeError, r) for v, r in (([1.0, 2], "float64"), ([True], "bool"))),
-    *((f"{LOOKUPS} Bags", "ids", v, TypeError, "int64") for v in (None, "12", np.ones(2, np.uint8), np.array([2**70]))),
+    *((f"{LOOKUPS} Bags", "ids", v, TypeError, "int64") for v in (None, "12", np.array([2**70]))),
+    (f"{LOOKUPS} Bags", "ids", np.array([1, 2**63], np.uint64), IndexError, r"ids\[1\] is 9223372036854775808.*below"),
+    (f"{LOOKUPS} Bags", "ids", np.array([True, False]), TypeError, r"boolean mask.*np\.flatnonzero\(mask\)"),
+    *((f"{LOOKUPS} Bags", "ids", v, TypeError, "nulls.*drop or fill") for v in (np.array([1.0, NAN]), [1, None])),
+    *((f"{LOOKUPS} Bags", "ids", v, TypeError, r) for v, r in (
+        (slice(2), "a slice.*np.arange"), ({1, 5}, r"a set.*list\(ids\)"), (iter([1, 5]), r"iterator.*list\(ids\)"),
+        (scipy.sparse.csr_array(np.eye(3)), "a csr_array.*from_csr"), (PLAIN, "a Bags.*pool"), ("12", "a str.*key"),
+        (np.array(["a", "b"]), "<U1.*np.unique"), ([1.5, 2.0], "float64.*astype"), (1 + 2j, "complex128"))),
     (f"{LOOKUPS} Bags", "ids", np.ma.array([1, 5], mask=[0, 1]), TypeError, "masked.*fill"),
     (f"{LOOKUPS} Bags", "ids", [[1, 2], [5]], ValueError, "list"),
     (LOOKUPS, "ids", np.array([1, ROWS]), IndexError, r"ids\[1\] is 8.* < 8"),
@@ -178,6 +194,7 @@ BAD = [
     *((f"{READS} scatter_add EmbeddingTable.from_array", "weight", v, (TypeError, ValueError), "float32|aligned")
       for v in (None, odd, 5)),
     *((f"{READS} scatter_add", "weight", v, ValueError, "shape") for v in (ones(ROWS), ones(ROWS, 0))),
+    (f"{READS} scatter_add EmbeddingTable.from_array", "weight", ones(ROWS), ValueError, r"pass bias\[:, None\]"),
     *(("scatter_add", "weight", v, (TypeError, ValueError), r) for v, r in (
         (read_only(ones(8, 3)), "read-only.*copy"), (ones(8, 3, dtype=np.float16), "float16"),
         (ones(8, 3).tolist(), "list"), (strided, "memory"))),
@@ -197,8 +214,15 @@ BAD = [
         (ones(3, DIM), r"\(2, 3\).*\(3, 3\)"), (ones(2, DIM, dtype=np.float64), "float32.*float64"),
         (read_only(ones(2, DIM)), "writeable"), (ones(2, 6)[:, ::2], "contiguous"), (list(ones(2, DIM)), "list"),
         (Of(lambda w: w.weight[:2]), "memory.*weight"))),
-    *((POOLS, "mode", v, ValueError, f"{v!r}") for v in ("avg", None, 0, "max")),
-    *((POOLS, "bags", v, (TypeError, ValueError), "Bags.*ndarray|Bags.*list|both be lists") for v in (IDS, [[1, 5]])),
+    *((POOLS, "mode", v, ValueError, f"{v!r}") for v in ("avg", 0, "max")),
+    *((POOLS, "bags", v, TypeError, r) for v, r in (
+        (IDS, r"a ndarray.*se.Bags\(ids, offsets\)"), ([[1, 5]], "a list.*Bags.from_lists"),
+        (IDS[None], "a ndarray.*Bags.from_padded"), (scipy.sparse.csr_array(np.eye(3)), "a csr_array.*from_csr"),
+        (None, "None"), (iter([[1]]), "from_lists"))),
+    (POOLS, "bags", se.Bags(IDS, OFFSETS, mode="sqrtn"), ValueError, "'sqrtn', as the bags were"),
+    (GRADIENTS, "grad_out", None, TypeError, r"is None.*was requires_grad_\(\) called on the rows\?"),
+    (GRADIENTS, "grad_out", Of(lambda w: tracked(GRAD)), TypeError, r"grad_out requires grad.*pass rows\.grad"),
+    ("scatter_add RowGradient", "values", Of(lambda w: tracked(GRAD)), TypeError, "values requires grad"),
     (POOLS, "bags", bad_bags, IndexError, r"bags.ids\[1\] is 9"),
     ("EmbeddingTable.update_pooled", "bags", [PLAIN, bad_bags], (IndexError, ValueError), "9|list"),
     ("EmbeddingTable.update_pooled", "bags", [], ValueError, "empty"),
@@ -206,10 +230,12 @@ BAD = [
     *((PADDED, "padding_idx", v, (TypeError, ValueError, IndexError), f"{v}|bool") for v in (-1, 8, 0.5, True)),
     *(("Bags.from_padded", "padding_idx", v, TypeError, "integer") for v in (0.5, "0")),
     *(("clip_by_global_norm", "gradients", v, (TypeError, ValueError), "RowGradient|nan") for v in (
-        Of(lambda w: w.gradient), Of(lambda w: [w.gradient, GRAD]), None, [se.RowGradient(IDS, GRAD * NAN, ROWS)])),
+        GRAD, Of(lambda w: [w.gradient, GRAD]), None, [se.RowGradient(IDS, GRAD * NAN, ROWS)])),
     *(("clip_by_global_norm", "max_norm", v, (TypeError, ValueError), f"{v}") for v in (-1.0, NAN, "x", None)),
     *(("clip_by_global_norm", "dense", v, (TypeError, ValueError), r) for v, r in (
-        (Of(lambda w: w.dense), "list|sequence"), ([[8.0, 8.0]], "list"), ([np.full(4, 8)], "int64"),
+        (Of(lambda w: w.dense), r"list of arrays, got a ndarray; for one array pass dense=\[array\]"),
+        (None, "got None"), ({"w": ones(1)}, r"a dict; pass its values\(\)"), ([4.0], r"\[0\] is a float.*written"),
+         ([[8.0, 8.0]], "list"), ([np.full(4, 8)], "int64"),
         ([np.ones(3), read_only(np.full(4, 8.0))], r"dense\[1\].*read-only"))),
     *(("RowGradient", "rows", np.array(v), (TypeError, ValueError, IndexError), r) for v, r in (
         ([4, 1], "increasing"), ([1, 1], "increasing"), ([[1, 4]], "one-dim"),
@@ -239,6 +265,15 @@ BAD = [
         ([0, 3], "got 3"), ([1, 2], r"start at 0.*1"), ([[0, 2]], r"\(1, 2\)"), (IDS[:0], "num_bags"), (2, r"\(\)"))),
     *(("Bags Bags.from_padded", "per_sample_weights", v, (TypeError, ValueError), "float|shape|one weight") for v in (
         ones(3), 1.0, np.ones(2, bool), np.ones((2, 2), bool))),
+    *(("Bags Bags.from_padded Bags.from_lists Bags.from_csr Bags.concatenate", "mode", v, ValueError, f"{v!r}")
+      for v in ("avg", 0, ["sum"])),
+    ("Bags Bags.from_padded Bags.from_lists", "mode", "max", ValueError, "takes no per_sample_weights"),
+    ("Bags.from_padded", "padding_idx", ..., TypeError, "say which id fills up short rows, or None"),
+    *(("Bags.with_weights", "per_sample_weights", v, (TypeError, ValueError), "float|one weight") for v in (
+        ones(3), 1.0, np.ones(2, bool))),
+    *(("Bags.concatenate", "bags", v, (TypeError, ValueError), r) for v, r in (
+        (None, "list of Bags, got None"), (PLAIN, "list of Bags, got a Bags"), ([], "at least one"),
+        ([PLAIN, IDS], r"bags\[1\] must be a Bags, got a ndarray"))),
     *(("Bags.from_lists", "per_sample_weights", v, (TypeError, ValueError), "") for v in ([[1.0]], [1.0], [[1], [1]])),
     *(("Bags.from_csr", "matrix", v, TypeError, r) for v, r in (
         (scipy.sparse.coo_array(np.eye(3)), "coo_array.*tocsr"), (np.eye(3), "ndarray"),
@@ -298,7 +333,7 @@ ALSO = {
 
 def function(path, w):
     owner, _, name = path.rpartition(".")
-    owners = {"EmbeddingTable": w.table, "RowGradient": w.gradient}
+    owners = {"EmbeddingTable": w.table, "RowGradient": w.gradient, "Bags": PLAIN}
     return getattr(owners.get(owner) or (getattr(se, owner) if owner else se), name)
 
 

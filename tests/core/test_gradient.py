@@ -207,3 +207,25 @@ def test_builtin_sum(rng):
     np.testing.assert_array_equal(sum(parts).values, (parts[0] + parts[1] + parts[2]).values)
     with pytest.raises(TypeError):
         1 + parts[0]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint8, np.uint16, np.uint32, np.uint64, ">i4", ">i8"])
+def test_ids_of_any_integers(dtype, rng):
+    """Narrow, unsigned and foreign ids are those of int64, wherever ids are taken."""
+    ids = rng.integers(0, 9, (4, 3)).astype(dtype)
+    wide, grad, weight = ids.astype(np.int64), rng.standard_normal((4, 3, 2)), rng.standard_normal((9, 2))
+    expected = se.reference.coalesce(wide, grad, 9)
+    found = se.coalesce(ids, grad, 9)
+    assert found.rows.dtype == np.int64
+    np.testing.assert_allclose(found.to_dense(), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(se.gather(weight, ids), weight[wide])
+    np.testing.assert_array_equal(se.plan(ids, 9).rows, found.rows)
+    one, two = (se.EmbeddingTable.from_array(weight.copy(), se.SGD(lr=0.5)) for _ in range(2))
+    one.update([ids, ids[0]], [grad, grad[0]])
+    two.update([wide, wide[0]], [grad, grad[0]])
+    np.testing.assert_array_equal(one.weight, two.weight)
+    offsets = np.array([0, 5, 12]).astype(dtype)
+    pooled = se.pool(weight, se.Bags(ids.reshape(-1), offsets))
+    np.testing.assert_array_equal(pooled, se.pool(weight, se.Bags(wide.reshape(-1), [0, 5, 12])))
+    values = se.RowGradient(np.array([1, 4]).astype(dtype), grad[0, :2], 9).to_dense()
+    np.testing.assert_array_equal(values[[1, 4]], grad[0, :2])

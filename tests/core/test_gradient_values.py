@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import EPS, INPUTS, TRAINED, arrange, dense, lookups, numbers
+from strategies import EPS, INPUTS, TRAINED, arrange, dense, generators, lookups, numbers
 
 import sparsembed as se
 from sparsembed import reference
@@ -284,3 +284,73 @@ def test_torch_that_is_not_imported(monkeypatch, rng):
         make(rng).to_torch()
     with pytest.raises(TypeError, match="ndarray"):
         se.RowGradient.from_torch(np.eye(3))
+
+
+# ---------------------------------------------------------------------- arithmetic
+
+
+def pairs(rng, dtype):
+    return [se.coalesce(rng.integers(0, 9, 12), rng.standard_normal((12, 3)).astype(dtype), 9) for _ in range(2)]
+
+
+@given(st.sampled_from([np.float32, np.float64]), st.floats(-8, 8), generators)
+def test_arithmetic_is_that_of_dense_gradients(dtype, number, rng):
+    a, b = pairs(rng, dtype)
+    one, two = a.to_dense(), b.to_dense()
+    assert one.dtype == a.dtype == dtype
+    for kind in (float, np.float64, np.float32):
+        factor = kind(number)
+        for each in (a * factor, factor * a):
+            np.testing.assert_array_equal(each.values, a.scale(factor).values, strict=True)
+            assert isinstance(each, se.RowGradient)
+        if abs(factor) > 1e-30:
+            np.testing.assert_array_equal((a / factor).to_dense(), one / dtype(factor))
+    np.testing.assert_array_equal((-a).to_dense(), -one)
+    np.testing.assert_array_equal((a - b).to_dense(), one - two)
+    np.testing.assert_array_equal((a - b).values, (a + -b).values)
+    np.testing.assert_array_equal(a.rows, np.flatnonzero(one.any(axis=1)))
+    np.testing.assert_array_equal((a * 3).rows, a.rows)
+
+
+def test_parts_of_a_gradient(rng):
+    gradient, _ = pairs(rng, np.float32)
+    rows, values = gradient
+    assert (rows is gradient.rows, values is gradient.values) == (True, True)
+    assert (gradient.shape, gradient.dtype) == ((9, 3), np.float32)
+    assert gradient.nbytes == rows.nbytes + values.nbytes
+    reference = np.zeros((9, 3))
+    reference[rows] = values
+    np.testing.assert_array_equal(gradient.to_dense(), reference)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda g: g * np.ones(2), TypeError, "must be a number, got"),
+        (lambda g: np.ones(2) * g, TypeError, "must be a number, got"),
+        (lambda g: g * "x", TypeError, "must be a number, got"),
+        (lambda g: g * True, TypeError, "must be a number, got"),
+        (lambda g: g * g, TypeError, "must be a number, got"),
+        (lambda g: g - 1, TypeError, "RowGradient"),
+        (lambda g: 0 - g, TypeError, "RowGradient"),
+        (lambda g: 1 / g, TypeError, "RowGradient"),
+        (lambda g: g / g, TypeError, "must be a number, got"),
+        (lambda g: g / None, TypeError, "must be a number, got"),
+        (lambda g: g / 0, ValueError, "divisor must .*not be zero, got 0"),
+        (lambda g: g / np.inf, ValueError, "divisor must be finite"),
+        (lambda g: g / 1e-320, ValueError, "divisor must fit into float64"),
+        (lambda g: g * np.nan, ValueError, "factor must be finite"),
+        (lambda g: g - se.RowGradient([0], np.ones((1, 2)), 9), ValueError, "equal shape"),
+        (lambda g: g - se.RowGradient([0], np.ones((1, 3), np.float32), 9), TypeError, "one dtype"),
+    ],
+)
+def test_wrong_arithmetic(call, error, says, rng):
+    with pytest.raises(error, match=says):
+        call(pairs(rng, np.float64)[0])
+
+
+def test_a_gradient_of_tensors_becomes_a_dense_tensor():
+    torch = pytest.importorskip("torch")
+    gradient = se.coalesce(torch.tensor([1, 1]), torch.ones(2, 2), 3)
+    assert torch.equal(gradient.to_dense(), torch.tensor([[0.0, 0], [2, 2], [0, 0]]))
+    assert torch.equal(gradient.to_dense(), gradient.to_torch().to_dense())

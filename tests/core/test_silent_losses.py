@@ -137,22 +137,70 @@ def test_a_gradient_that_is_listed_twice_counts_once_and_is_scaled_once():
 
 @pytest.mark.parametrize("value", [4.0, np.float64(4.0), Detached(np.array(4.0))])
 def test_numbers_in_dense_are_refused(value):
-    with pytest.raises(TypeError, match=r"dense\[0\] is written to in place"):
+    with pytest.raises(
+        TypeError, match=r"dense\[0\] is a float.* cannot be written to|dense\[0\] is written to in place"
+    ):
         se.clip_by_global_norm([], 1.0, dense=[value])
     one = np.array(4.0)
     assert se.clip_by_global_norm([], 1.0, dense=[one, one.reshape(1)]) == 4
     np.testing.assert_allclose(one, 1)
 
 
-def test_dense_gradients_that_share_some_of_their_memory_are_refused():
+@given(st.lists(st.tuples(st.slices(5), st.slices(4)), max_size=4), st.permutations(range(5)), st.booleans())
+def test_numbers_that_several_dense_gradients_share_count_once_and_are_scaled_once(views, order, transposed):
+    array = np.random.default_rng(0).standard_normal((5, 4))
+    before, counted = array.copy(), np.zeros((5, 4), bool)
+    given = [array.T if transposed else array[1:]] + [array[each] for each in views]
+    for part in [np.s_[:] if transposed else np.s_[1:], *views]:
+        counted[part] = True
+    given = [given[i] for i in order if i < len(given)]
+    norm = np.linalg.norm(before[counted])
+    np.testing.assert_allclose(se.clip_by_global_norm([], norm / 2, dense=iter(given)), norm, rtol=1e-14)
+    np.testing.assert_allclose(array, np.where(counted, before / 2, before), rtol=1e-14)
+
+
+def test_dense_gradients_that_share_their_memory_in_other_ways_are_refused():
     array = np.full(6, 3.0)
-    with pytest.raises(ValueError, match="share some of their memory"):
-        se.clip_by_global_norm([], 1.0, dense=[array[:4], array[2:]])
+    odd = array.view(np.uint8)[4:-4].view(np.float32)[1:-1]
+    for one in (array.view(np.float32), odd):
+        with pytest.raises(ValueError, match="share bytes, but not as the same numbers"):
+            se.clip_by_global_norm([], 1.0, dense=[array, one])
     with pytest.raises(ValueError, match=r"dense\[0\] uses some memory for two elements"):
         se.clip_by_global_norm([], 1.0, dense=[as_strided(array, (3, 2, 2), (8, 8, 8))])
     np.testing.assert_array_equal(array, 3)
     se.clip_by_global_norm([], 1.0, dense=[array[::2], array[1::2]])
     assert np.linalg.norm(array) <= 1 + 1e-15
+
+
+@pytest.mark.parametrize("number", [4, 4.0, True, 1j, np.float32(4), np.float64(4), np.int64(4)])
+def test_numbers_that_cannot_be_written_to_are_refused_and_nothing_is_scaled(number):
+    gradient, dense = se.RowGradient([0], np.array([[3.0]]), 2), np.array([4.0])
+    with pytest.raises(TypeError, match=r"dense\[1\] is an? \w+, a number that cannot be written to"):
+        se.clip_by_global_norm([gradient], 1.0, dense=[dense, number])
+    assert (gradient.values[0, 0], dense[0]) == (3.0, 4.0)
+
+
+def test_parameters_in_place_of_gradients_are_refused():
+    torch = pytest.importorskip("torch")
+    layer, unused = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    layer(torch.ones(1, 2)).sum().backward()
+    before = [each.detach().clone() for each in layer.parameters()]
+    with pytest.raises(TypeError, match=r"dense\[0\] requires grad.*pass p\.grad"):
+        se.clip_by_global_norm([], 0.1, dense=layer.parameters())
+    assert all(bool((a == b).all()) for a, b in zip(before, layer.parameters(), strict=True))
+    grads = [p.grad for module in (layer, unused) for p in module.parameters()]
+    norm = se.clip_by_global_norm([], 0.1, dense=grads)  # None is left out
+    np.testing.assert_allclose(norm, np.sqrt(3), rtol=1e-6)
+    np.testing.assert_allclose(
+        [each.norm() for each in grads[:2]], [0.1 * np.sqrt(2 / 3), 0.1 * np.sqrt(1 / 3)], rtol=1e-5
+    )
+
+
+def test_gradients_of_any_iterable_are_clipped():
+    one, two = (se.RowGradient([0], np.array([[number]]), 2) for number in (3.0, 4.0))
+    assert se.clip_by_global_norm((each for each in (one, two)), 1.0) == 5
+    np.testing.assert_allclose([one.values[0, 0], two.values[0, 0]], [0.6, 0.8])
+    assert se.clip_by_global_norm(one, np.inf) == one.norm()
 
 
 @given(st.data())

@@ -75,7 +75,7 @@ LAYERS = (
     ("_engine",),
     ("plan",),
     ("bags",),
-    ("_exchange", "gradient"),
+    ("_clip", "_exchange", "gradient"),
     ("_gradients", "_contents", "initializers", "_first_rows"),
     ("functional", "pooling", "storage/"),
     ("_table_rows", "_table_state"),

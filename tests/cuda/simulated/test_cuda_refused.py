@@ -22,6 +22,34 @@ def table(rule=None, **options):
     return se.EmbeddingTable(9, 4, rule or se.SGD(0.1), rng=0, device="cuda", **options)
 
 
+def moded(mode="mean"):
+    return se.Bags(Held(IDS.reshape(-1)), Held(BAGS), mode=mode)
+
+
+def summed():
+    return se.coalesce(Held(IDS), Held(GRAD), 9)
+
+
+def test_bags_on_a_gpu_have_a_mode_and_other_weights():
+    grad, factors = numbers(RNG, (3, 4), np.float32), RNG.uniform(0.5, 2, 15).astype(np.float32)
+    own = se.Bags(IDS.reshape(-1), BAGS, mode="mean")
+    for there, here in ((moded(), own), (moded().with_weights(Held(factors)), own.with_weights(factors))):
+        np.testing.assert_allclose(host(se.pool(Held(WEIGHT), there)), se.pool(WEIGHT, here), rtol=1e-6)
+        tables = table(), se.EmbeddingTable(9, 4, se.SGD(0.1), rng=0)
+        tables[0].update_pooled(there, Held(grad))
+        tables[1].update_pooled(here, grad, "mean")
+        np.testing.assert_allclose(host(tables[0].weight), tables[1].weight, rtol=1e-6, atol=1e-7)
+    assert (len(there), there.mode) == (3, "mean")
+
+
+def test_parts_of_a_gradient_on_a_gpu():
+    gradient, expected = summed(), se.coalesce(IDS, GRAD, 9)
+    assert (gradient.shape, gradient.dtype, gradient.nbytes) == ((9, 4), np.float32, expected.nbytes)
+    rows, values = gradient
+    np.testing.assert_array_equal(host(rows), expected.rows)
+    np.testing.assert_allclose(host(values), expected.values, rtol=1e-6)
+
+
 def test_ids_out_of_range_write_nothing_and_raise_when_the_host_waits():
     held, ids = Held(WEIGHT), IDS.copy()
     ids[1, 2], ids[2, 4] = 9, -5
@@ -83,6 +111,18 @@ def test_offsets_that_do_not_fit_write_nothing_and_raise():
         (lambda: se.pool(Held(WEIGHT), se.Bags(IDS[0], [0, 5])), TypeError, "bags are in host memory"),
         (lambda: se.pool(WEIGHT, se.Bags(Held(IDS[0]), Held(BAGS))), TypeError, "weight is a ndarray in host"),
         (lambda: se.Bags(Held(IDS), Held(BAGS)), ValueError, "ids must have shape"),
+        (lambda: se.gather(Held(WEIGHT), Held(IDS > 2)), TypeError, r"got bool; for a mask pass np\.flatnonzero"),
+        (lambda: se.gather(Held(WEIGHT[:, 0]), Held(IDS)), ValueError, r"pass bias\[:, None\]"),
+        (lambda: table().update(Held(IDS), None), TypeError, "grad_out is None.*was requires_grad_"),
+        (lambda: moded()[0], TypeError, "bags on a GPU are not indexed"),
+        (lambda: iter(moded()), TypeError, "bags on a GPU are not iterated"),
+        (lambda: se.Bags.concatenate([moded()]), TypeError, "bags on a GPU are not concatenated"),
+        (lambda: moded().with_weights(np.ones(15)), TypeError, "per_sample_weights is a ndarray in host memory"),
+        (lambda: moded().with_weights(Held(np.ones(3))), ValueError, r"one weight per id, \(15,\), got \(3,\)"),
+        (lambda: table().pool(moded(), "sum"), ValueError, "mode must be 'mean', as the bags were made with it"),
+        (lambda: table().pool([moded()]), TypeError, "one sparsembed.Bags here, got a list of them"),
+        (lambda: summed() * 2, TypeError, r"gradients on a GPU are not multiplied; use what to_host\(\) returns"),
+        (lambda: summed().to_dense(), TypeError, "gradients on a GPU are not made dense"),
         (lambda: se.Bags(Held(IDS[0]), BAGS), TypeError, "offsets is a ndarray in host memory"),
         (lambda: se.EmbeddingTable(9, 4, device="tpu"), ValueError, "device must be"),
         (lambda: table().update(IDS, GRAD), TypeError, "in host memory"),
