@@ -23,7 +23,7 @@ CHOICES[None] = {name: MODES[name or "sum"] for name in (None, *MODES)}
 def kind_of(value: Any) -> str:
     """Return what a value is, for messages."""
     name = type(value).__name__
-    return "None" if value is None else f"an {name}" if name[0] in "aeiou" else f"a {name}"
+    return "None" if value is None else f"an {name}" if name[0] in "aeiou" or name == "ndarray" else f"a {name}"
 
 
 def shown(value: Any) -> str:

@@ -14,7 +14,7 @@ from ._options import Options
 from ._saved import check_next
 from .rules import Rule
 from .rules._history import History
-from .rules._rule import but_lr
+from .rules._rule import but_lr, keeps_state
 
 STEP, BASE, STARTS = 0, 1, 2  # indices into `steps`
 _CONTENTS: "weakref.WeakSet[Contents]" = weakref.WeakSet()
@@ -144,7 +144,7 @@ class Contents:
         """Replace the hyperparameters; if more than the learning rate changes, all rows catch up first."""
         check.optimizer(rule, self.table.dtype)
         with self.gate, self.lock:
-            if type(rule) is not type(self.rule):
+            if not keeps_state(rule, self.rule):
                 self._exchange(rule)
                 return
             history = self.history

@@ -188,6 +188,15 @@ class Rule(metaclass=RuleType):
         return type(self).Hyper(*map(dtype.type, values))
 
 
+def keeps_state(rule: Rule, other: Any) -> bool:
+    """Whether a rule goes on from the state of another: the same optimizer, and no other slots or missed steps."""
+    if type(rule) is type(other):
+        return True
+    if not isinstance(other, Rule) or rule._name != other._name or rule.catch_up or other.catch_up:
+        return False
+    return (rule.slots, rule.row_slots) == (other.slots, other.row_slots)
+
+
 def _public(cls: type, names: Iterable[str]) -> list[str]:
     """Return the names that users of an optimizer need; all names of `Rule` itself, which authors of rules need."""
     home = cls.__module__.rpartition(".")[0]

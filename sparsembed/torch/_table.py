@@ -18,6 +18,7 @@ from ..bags import Bags
 from ..gradient import RowGradient
 from ..pooling import per_sample_weights_gradient, pooled_gradient
 from ..rules import Rule
+from ..rules._rule import keeps_state
 from ..table import EmbeddingTable
 from . import _optimizer_state
 from ._contents import ParameterContents, memory_of, place_of
@@ -114,7 +115,7 @@ class ParameterTable(LimitedTable):
     def ready(self, rule: Rule | None) -> None:
         """Raise if the next step would fail, before any of several tables steps."""
         contents = self._contents
-        if rule is None or type(rule) is not type(contents.rule):
+        if rule is None or not keeps_state(rule, contents.rule):
             raise ValueError(f"a table's rule must keep the state of {contents.rule}, got {rule}")
         check_writeable(contents.table)
         rule.scalars(self.step + 1, contents.table.dtype)

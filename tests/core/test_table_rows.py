@@ -1,6 +1,7 @@
 """Rows besides lookups and steps: blocks, set_rows, take, astype, and what a table tells of itself."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -231,6 +232,20 @@ def test_an_optimizer_may_come_later_and_change_after_a_reset(rng):
     array.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
         se.EmbeddingTable.from_array(array).optimizer = se.SGD(0.1)
+
+
+@pytest.mark.parametrize("rule", [se.SGD(0.1), se.Adagrad(0.1), se.SparseAdam(0.1)], ids=repr)
+def test_decay_of_touched_rows_may_begin_and_end_between_steps(rule, rng):
+    weight = rng.standard_normal((5, 3))
+    table, state = se.EmbeddingTable.from_array(weight.copy(), rule), {name: np.zeros((5, 3)) for name in rule.slots}
+    for step, decay in enumerate((0.0, 0.5, 0.5, 0.0, 0.2), 1):
+        table.optimizer = now = replace(rule, touched_weight_decay=decay) if decay else rule
+        ids, grad = rng.integers(0, 5, 4), rng.standard_normal((4, 3))
+        table.update(ids, grad)
+        weight, state = reference.update(now, weight, state, ids, grad, step)
+    np.testing.assert_allclose(table.weight, weight, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="must keep the state"):
+        table.optimizer = se.SGD(0.1, momentum=0.9)
 
 
 def test_weights_only():
