@@ -20,9 +20,9 @@ class Bags:
 
     Parameters
     ----------
-    ids : int32 or int64 array of shape (n,), or Plan of one
+    ids : integer array of shape (n,), or Plan of one
         Ids of all bags, one bag after the other.
-    offsets : int32 or int64 array of shape (num_bags + 1,)
+    offsets : integer array of shape (num_bags + 1,)
         Bag b holds ``ids[offsets[b]:offsets[b + 1]]``; the last offset is n.
     per_sample_weights : array of shape (n,), optional
         One weight per id: floats, or whole numbers, which become float64.
@@ -110,7 +110,7 @@ class Bags:
 
         Parameters
         ----------
-        ids : int32 or int64 array of shape (num_bags, longest)
+        ids : integer array of shape (num_bags, longest)
         padding_idx : int or None
             The id that fills up short rows, wherever it stands; None keeps all ids.  It must be given.
         per_sample_weights : array of the shape of `ids`, optional
@@ -162,7 +162,7 @@ class Bags:
 
         Parameters
         ----------
-        ids : iterable of lists, or of int32 or int64 arrays of shape (n,)
+        ids : iterable of lists, or of integer arrays of shape (n,)
         per_sample_weights : list of lists of numbers, optional
         mode : str, optional
             As in `Bags`.

@@ -20,8 +20,9 @@ def gather(weight: Any, ids: Any, out: Any = None) -> Any:
     ----------
     weight : float32, float64 or float16 array of shape (num_rows, dim)
         Any strides; never copied.
-    ids : int32 or int64 array of any shape, or Plan
-        A plan of several lookups, or a list of arrays, gives a list of results.
+    ids : integer array of any shape, or Plan
+        int32 and int64 as they are; others are copied to int64.  A plan of several lookups, or a list of arrays,
+        gives a list of results.
     out : array of shape ``ids.shape + (dim,)``, optional
         C-contiguous; written to and returned.
 
@@ -32,10 +33,17 @@ def gather(weight: Any, ids: Any, out: Any = None) -> Any:
 
     Raises
     ------
-    TypeError, ValueError
-        For arguments of the wrong dtype or shape.
+    TypeError
+        If `weight` holds no floats, ids are no integers, or `out` has another dtype.
+    ValueError
+        If `weight` has not two axes, or `out` another shape, is not contiguous or overlaps an argument.
     IndexError
         If an id is out of range; nothing is written then.
+
+    See Also
+    --------
+    EmbeddingTable.lookup : the same for a table that is trained.
+    scatter_add : the other direction.
 
     Notes
     -----
@@ -116,18 +124,28 @@ def scatter_add(weight: Any, ids: Any, values: Any, alpha: float = 1.0) -> None:
     Parameters
     ----------
     weight : writeable float32 or float64 array of shape (num_rows, dim)
-    ids : int32 or int64 array of any shape, Plan, or list of arrays
+    ids : integer array of any shape, Plan, or list of arrays
     values : float array of shape ``ids.shape + (dim,)``, or list of such arrays
     alpha : float
         Finite factor.
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        For arguments that do not fit; `weight` is as it was then.
+    TypeError
+        If `weight` or `values` hold no floats, `weight` hands out copies of its memory, or ids are no integers.
+    ValueError
+        If `weight` is read-only or shares memory with an argument, a shape does not fit, or `alpha` is not finite.
+    IndexError
+        If an id is out of range.
+        After each of these `weight` is as it was.
+
+    See Also
+    --------
+    EmbeddingTable.update : a step of an optimizer instead of a plain sum.
 
     Notes
     -----
+    Moves ``(n + 2 * k) * dim * itemsize`` bytes for n ids with k unique rows; 24 bytes per id of workspace.
     Equals ``weight += alpha * onehot(ids).T @ values``; see `sparsembed.reference.scatter_add`.  The values of
     one row are summed first, in their order, then added; the result does not depend on the number of threads.
 
@@ -163,7 +181,7 @@ def coalesce(
 
     Parameters
     ----------
-    ids : int32 or int64 array of any shape, Plan, or list of arrays
+    ids : integer array of any shape, Plan, or list of arrays
     grad_out : float array of shape ``ids.shape + (dim,)``, or list of such arrays
         Gradient of each looked-up row.
     num_rows : int
@@ -176,15 +194,25 @@ def coalesce(
     Returns
     -------
     RowGradient
-        ``values[j]`` is the sum of ``grad_out[i]`` over all i with ``ids[i] == rows[j]``.
+        ``values[j]`` is the sum of ``grad_out[i]`` over all i with ``ids[i] == rows[j]``, in float32 or float64.
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        For arguments that do not fit.
+    TypeError
+        If ids are no integers, or `grad_out` holds no floats, is None, or requires a gradient itself.
+    ValueError
+        If a shape does not fit, or `num_rows` is below 1.
+    IndexError
+        If an id or `padding_idx` is out of range.
+
+    See Also
+    --------
+    EmbeddingTable.gradient : the same, with the options of a table.
+    pool_gradient : of bags.
 
     Notes
     -----
+    Moves ``(n + k) * dim * itemsize`` bytes for n ids with k unique rows; 24 bytes per id of workspace.
     Equals the rows of ``onehot(ids).T @ grad_out`` that have an id; see `sparsembed.reference.coalesce`.  A row
     is summed in the order of its ids, in chunks of 512, so results repeat bit for bit.
 

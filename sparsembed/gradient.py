@@ -36,9 +36,12 @@ class RowGradient:
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        For rows and values of wrong dtype or shape, rows that do not increase, or a row out of range.  Methods
-        raise them for arguments that do not fit.
+    TypeError
+        If rows are no integers, or values no floats.
+    ValueError
+        If shapes do not fit, or rows do not increase.
+    IndexError
+        If a row is out of range.
 
     Examples
     --------
@@ -224,6 +227,18 @@ class RowGradient:
         Returns
         -------
         RowGradient
+            A copy; ``gradient * factor`` is the same.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `factor` is no number, or not finite.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> se.RowGradient([1], np.array([[2.0]]), num_rows=2).scale(0.25).values
+        array([[0.5]])
         """
         number, dtype = check.real(factor, "factor"), self._values.dtype
         if abs(number) > float(np.finfo(dtype).max):
@@ -244,6 +259,11 @@ class RowGradient:
         RowGradient
             Never in half precision: gradients of float16 have become float32 when this one was made.
             Infinities and NaN stay; see `is_finite`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `loss_scale` is no number, not finite, or not above zero.
 
         Examples
         --------
@@ -272,6 +292,12 @@ class RowGradient:
         Returns
         -------
         RowGradient
+            A copy.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `limit` is no number, not finite, or negative.
 
         Examples
         --------
@@ -294,7 +320,12 @@ class RowGradient:
         Returns
         -------
         RowGradient
-            Rows that are not larger keep their bits, rows with NaN or infinity stay.
+            A copy.  Rows that are not larger keep their bits, rows with NaN or infinity stay.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `max_norm` is no number, not finite, or negative.
 
         Notes
         -----
@@ -315,7 +346,12 @@ class RowGradient:
         return self._make(self._rows, values, self.num_rows, self._kind)
 
     def is_finite(self) -> bool:
-        """Whether no element is NaN or infinite."""
+        """Return whether no element is NaN or infinite.
+
+        Returns
+        -------
+        bool
+        """
         return bool(np.isfinite(self._values).all())
 
     def _of(self, function: Any, *arguments: Any) -> "RowGradient":
@@ -325,7 +361,12 @@ class RowGradient:
         return self._make(self._rows, values, self.num_rows, self._kind)
 
     def norm(self) -> float:
-        """Return the Euclidean norm, accumulated in float64."""
+        """Return the Euclidean norm of all values, accumulated in float64.
+
+        Returns
+        -------
+        float
+        """
         return norms.euclidean([self._values])
 
     def to_torch(self) -> Any:
@@ -419,8 +460,10 @@ class RowGradient:
 
         Raises
         ------
-        TypeError, ValueError
-            For anything else.
+        TypeError
+            If `matrix` is no CSR matrix, or holds no float32 or float64.
+        ValueError
+            If it has no rows or no columns.
 
         Examples
         --------

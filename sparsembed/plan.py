@@ -106,7 +106,7 @@ def plan(ids: Any, num_rows: int) -> Plan:
 
     Parameters
     ----------
-    ids : int32 or int64 array of any shape, or list of such arrays
+    ids : integer array of any shape, or list of such arrays
         A list of arrays stands for several lookups of one step.
     num_rows : int
         Rows of the table; all ids must be in [0, num_rows).
@@ -119,7 +119,7 @@ def plan(ids: Any, num_rows: int) -> Plan:
     Raises
     ------
     TypeError
-        If the ids are not int32 or int64.
+        If the ids are no integers.
     IndexError
         If an id is out of range; the message names the first.
 

@@ -35,11 +35,23 @@ def pool(weight: Any, bags: Bags, mode: str | None = None, out: Any = None, *, p
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        For arguments that do not fit; nothing is written then.
+    TypeError
+        If `weight` holds no floats, `bags` is no Bags, or `out` has another dtype.
+    ValueError
+        If `mode` is none of the four or not that of the bags, bags with weights are pooled with "max", or `out` does
+        not fit or overlaps an argument.
+    IndexError
+        If an id or `padding_idx` is out of range.
+        After each of these nothing has been written.
+
+    See Also
+    --------
+    EmbeddingTable.pool : the same for a table that is trained.
+    pool_gradient, per_sample_weights_gradient : its derivatives.
 
     Notes
     -----
+    Reads ``n * dim * itemsize`` bytes for n ids, and writes one row for each bag; allocates the result alone.
     A bag that is empty, all padding, or whose divisor is zero gives zeros.  Max: a NaN
     always propagates.  Rows are added in the order of the bag.  Formulas: TensorFlow,
     tensorflow/python/ops/embedding_ops.py; see `sparsembed.reference.pool`.
@@ -125,15 +137,24 @@ def pool_gradient(
     Returns
     -------
     RowGradient
-        Of the rows in the bags, but for padding.
+        Of the rows in the bags, but for padding; in the dtype of `grad_out`, at least float32.
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        For arguments that do not fit.
+    TypeError
+        If `bags` is no Bags, or `grad_out` holds no floats, is None, or requires a gradient itself.
+    ValueError
+        If a shape or `mode` does not fit, or `weight` is missing for mode "max" or given for another.
+    IndexError
+        If an id or `padding_idx` is out of range.
+
+    See Also
+    --------
+    EmbeddingTable.gradient_pooled : the same of a table, whose padding and options it knows.
 
     Notes
     -----
+    A bag does not know the padding of a table: give `padding_idx` here where it was given to `pool`.
     With the matrix of ``pool(weight) = B @ weight`` it is ``B.T @ grad_out``; in mode "max" each column goes to the
     row that won it.  See `sparsembed.reference.pool_gradient`.
 
@@ -292,11 +313,20 @@ def per_sample_weights_gradient(
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        For arguments that do not fit; mode "max" has no weights.
+    TypeError
+        If `weight` or `grad_out` holds no floats, or `bags` is no Bags.
+    ValueError
+        If a shape or `mode` does not fit; mode "max" has no weights.
+    IndexError
+        If an id or `padding_idx` is out of range.
+
+    See Also
+    --------
+    pool : what it is the derivative of.
 
     Notes
     -----
+    Reads each row once: ``n * dim * itemsize`` bytes for n ids.
     With ``d[p] = <grad_out[b], weight[ids[p]]>`` and `S` the divisor of bag b: sum ``d[p]``; mean
     ``(d[p] - sum(a * d) / S) / S``; sqrtn ``(d[p] - a[p] * sum(a * d) / S**2) / S``: the quotient rule on the
     formulas of `pool`.  See `sparsembed.reference.per_sample_weights_gradient`.

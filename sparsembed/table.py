@@ -104,9 +104,11 @@ class EmbeddingTable(TableRows, TableState):
     (1, True)
     >>> table.num_rows, table.dim, table.padding_idx, table.max_norm, table.norm_type, table.scale_grad_by_freq
     (1000, 4, 0, None, 2.0, False)
-    >>> table.seed
-    0
+    >>> table.seed, table.shape, table.nbytes
+    (0, (1000, 4), 16000)
     >>> table.optimizer = se.SGD(lr=0.01)  # between steps
+    >>> sorted(se.EmbeddingTable(9, 4, se.Adam(lr=0.1)).state)
+    ['exp_avg', 'exp_avg_sq']
     """
 
     def __init__(
@@ -208,7 +210,7 @@ class EmbeddingTable(TableRows, TableState):
 
         Parameters
         ----------
-        ids : int32 or int64 array of any shape, or Plan
+        ids : integer array of any shape, or Plan
             A list of arrays (several lookups) gives a list of results.
 
         Returns
@@ -290,8 +292,9 @@ class EmbeddingTable(TableRows, TableState):
 
         Parameters
         ----------
-        ids : int32 or int64 array of any shape, or Plan; or a list of them
-            A list means that one step looked the table up several times.
+        ids : integer array of any shape, or Plan; or a list of them
+            int32 and int64 as they are; others are copied to int64.  A list means that one step looked the table up
+            several times.
         grad_out : float array of shape ``ids.shape + (dim,)``; or a list of them
             Gradient of each looked-up vector.  Gradients of repeated ids are summed, or averaged if the
             table was made with `scale_grad_by_freq`.

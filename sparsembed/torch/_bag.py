@@ -38,8 +38,12 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
 
     Raises
     ------
-    TypeError, ValueError, AssertionError
-        For arguments that do not fit.
+    TypeError
+        If `optimizer` is no sparsembed optimizer, or an argument of another type.
+    ValueError
+        If a number is out of its range, `mode` unknown, or an optimizer comes without `fused` or the other way round.
+    AssertionError
+        If `padding_idx` is out of range, as torch raises it.
 
     Notes
     -----
@@ -111,6 +115,15 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
         max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset, padding_idx, optimizer, fused
             As for the class; the row of `padding_idx` is left as it is.
 
+        Returns
+        -------
+        EmbeddingBag
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `embeddings` is no matrix of floats in host memory, `freeze` goes with `fused`, or as for the class.
+
         Examples
         --------
         >>> import torch, sparsembed.torch
@@ -145,10 +158,21 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
 
         Raises
         ------
-        TypeError, ValueError, IndexError
-            For arguments that do not fit.
+        TypeError
+            If ids or offsets are no integers, or weights no floats.
+        ValueError
+            If offsets do not start at 0, decrease or do not fit the ids, or weights come with another mode than "sum".
+        IndexError
+            If an id is out of range.
         NotImplementedError
             For transforms of `torch.func` and forward-mode derivatives that would have to pass through the table.
+
+        Examples
+        --------
+        >>> import torch, sparsembed.torch
+        >>> bag = sparsembed.torch.EmbeddingBag(10, 4, mode="sum")
+        >>> bag(torch.tensor([3, 5, 7]), offsets=torch.tensor([0, 2])).shape
+        torch.Size([2, 4])
         """
         run = self._recorded if recording(input) else self._forward
         return run(input, offsets, per_sample_weights)

@@ -33,8 +33,12 @@ class Embedding(TableModule, torch.nn.Embedding):
 
     Raises
     ------
-    TypeError, ValueError, AssertionError
-        For arguments that do not fit.
+    TypeError
+        If `optimizer` is no sparsembed optimizer, or an argument of another type.
+    ValueError
+        If a number is out of its range, or an optimizer comes without `fused` or the other way round.
+    AssertionError
+        If `padding_idx` is out of range, as torch raises it.
 
     Notes
     -----
@@ -101,6 +105,15 @@ class Embedding(TableModule, torch.nn.Embedding):
         padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, optimizer, fused
             As for the class; the row of `padding_idx` is left as it is.
 
+        Returns
+        -------
+        Embedding
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `embeddings` is no matrix of floats in host memory, `freeze` goes with `fused`, or as for the class.
+
         Examples
         --------
         >>> import torch, sparsembed.torch
@@ -131,6 +144,13 @@ class Embedding(TableModule, torch.nn.Embedding):
             For ids of another dtype, or out of range.
         NotImplementedError
             For transforms of `torch.func` and forward-mode derivatives that would have to pass through the table.
+
+        Examples
+        --------
+        >>> import torch, sparsembed.torch
+        >>> embedding = sparsembed.torch.Embedding(10, 4)
+        >>> embedding(torch.tensor([[3, 5]])).shape
+        torch.Size([1, 2, 4])
         """
         return self._recorded(input) if recording(input) else self._forward(input)
 

@@ -89,6 +89,15 @@ class Optimizer(SavedOptimizer):
         ------
         TypeError, ValueError
             As for the class; nothing changes then.
+
+        Examples
+        --------
+        >>> import sparsembed as se, sparsembed.torch
+        >>> first, second = (sparsembed.torch.Embedding(10, 4) for _ in range(2))
+        >>> optimizer = sparsembed.torch.Optimizer([first.weight], se.SGD(lr=0.1))
+        >>> optimizer.add_param_group({"params": [second.weight], "lr": 0.01})
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.1, 0.01]
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
@@ -135,6 +144,14 @@ class Optimizer(SavedOptimizer):
             replaced since.
         TypeError, ValueError
             If `param_groups` were given what the rule does not have or take.  No table has stepped then.
+
+        Examples
+        --------
+        >>> import torch, sparsembed as se, sparsembed.torch
+        >>> embedding = sparsembed.torch.Embedding(10, 4)
+        >>> optimizer = sparsembed.torch.Optimizer([embedding.weight], se.SGD(lr=0.1))
+        >>> embedding(torch.tensor([3, 5])).sum().backward()
+        >>> optimizer.step()
         """
         return self._step(closure)
 

@@ -124,6 +124,60 @@ def missing(names):
             yield f"{path}: no source of its formula"
 
 
+def gaps(names):
+    """Sections of numpydoc that docstrings lack, arguments that are not listed, and errors without a cause."""
+    for name, owner, value in names:
+        if inspect.ismodule(value) or inspect.ismemberdescriptor(value):
+            continue
+        path = f"{owner.__name__.rpartition('.')[2]}.{name}" if owner else name
+        text = inspect.getdoc(value) or ""
+        parts = re.split(r"^(\w[\w ]+)\n-{3,}$", text, flags=re.MULTILINE)
+        sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+        if re.search(r"arguments that do not fit|For anything else", text):
+            yield f"{path}: an error without its cause"
+        is_error = inspect.isclass(value) and issubclass(value, Exception)
+        if isinstance(value, property) or is_error or name == "Plan":  # which `plan` makes
+            continue
+        signature = inspect.signature(value)
+        arguments = [each for each in signature.parameters if each != "self"]
+        listed = re.findall(r"^([\w*, ]+?)(?: :|$)", sections.get("Parameters", ""), re.MULTILINE)
+        known = {each.strip("* ") for line in listed for each in line.split(",")}
+        yield from (f"{path}: {each} is not listed" for each in arguments if each not in known)
+        if arguments and "Raises" not in sections and owner is not se.reference:  # which checks nothing, and says so
+            yield f"{path}: no errors"
+        gives = signature.return_annotation not in (None, "None", inspect.Signature.empty)
+        if gives and not inspect.isclass(value) and not {"Returns", "Yields"} & set(sections):
+            yield f"{path}: no result"
+        if arguments and "Examples" not in sections:
+            yield f"{path}: no example"
+
+
+def test_docstrings_have_all_sections():
+    assert list(gaps(public())) == []
+
+
+def test_docstrings_of_the_torch_modules_have_all_sections():
+    assert list(gaps(of_torch())) == []
+
+
+def test_a_gap_in_a_docstring_is_found():
+    def bad(first: int, second: int) -> int:
+        """Add numbers.
+
+        Parameters
+        ----------
+        first : int
+
+        Raises
+        ------
+        TypeError
+            For arguments that do not fit.
+        """
+
+    found = {each.partition(": ")[2] for each in gaps([("bad", None, bad)])}
+    assert found == {"an error without its cause", "second is not listed", "no result", "no example"}
+
+
 def test_every_public_name_has_an_example_and_its_errors_and_each_rule_its_source():
     assert list(missing(public())) == []
 
