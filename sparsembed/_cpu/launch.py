@@ -26,7 +26,7 @@ def segment_sum(call: Any, rows: Sorted, grads: Gradients, padding: int = -1) ->
         num_blocks, block_size = blocks_of(k, grads.dim * grads.dtype.itemsize * (1 + len(rows.order) / k))
         hot = _hot(rows, grads) if len(rows.hot[0]) else (*rows.hot, _NO_PARTIALS[grads.dtype])
         arguments = (rows.order, rows.offsets, grads.kernel, hot, fetch_ahead(grads.grads))
-        threads.run(segment.segment_sum, num_blocks, block_size, *arguments, values, kept=grads)
+        threads.run(segment.segment_sum, num_blocks, block_size, *arguments, values)
     if padding >= 0 and (keep := found != padding).sum() < k:
         found, values = found[keep], values[keep]
     elif rows.buffers:
@@ -92,7 +92,6 @@ def _update_rows(
         None if missed is None else missed.kernel(num_blocks),
         None if limit is None else (*limit, scratch(num_blocks, padded(dim), np.float64)),
         hyper,
-        kept=grads,
     )
 
 
@@ -103,5 +102,5 @@ def _hot(rows: Sorted, grads: Gradients) -> tuple[Array, Array, Array]:
     partials = memory.empty((chunks, grads.dim), grads.dtype)
     hot = (segments, offsets, partials)
     arguments = (rows.order, rows.offsets, grads.kernel, hot, fetch_ahead(grads.grads))
-    threads.run(segment.sum_hot, chunks, *arguments, kept=grads, wake=chunks // 12)  # 512 gradients take 12 us
+    threads.run(segment.sum_hot, chunks, *arguments, wake=chunks // 12)  # 512 gradients take 12 us
     return hot

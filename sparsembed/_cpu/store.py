@@ -150,6 +150,4 @@ def _write(pairs: list[tuple[Array, Array]], weight: Array, padding: int, last: 
         job[6:] = to.shape[1] if to.ndim > 1 else 1, size
     num_blocks, block_size = blocks_of(len(weight), 2 * sum(int(columns * size) for columns, size in jobs[:, 6:]))
     bits = weight.view(np.uint16) if weight.dtype == np.float16 else weight.view()
-    threads.run(
-        restore_kernels.restore_rows, num_blocks, block_size, jobs, bits, padding, last, steps, step, kept=pairs
-    )
+    threads.run(restore_kernels.restore_rows, num_blocks, block_size, jobs, bits, padding, last, steps, step)

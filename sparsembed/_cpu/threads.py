@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
@@ -47,15 +47,6 @@ def _unknown_core() -> int:
 _core: Callable[[], int] = _unknown_core
 if hasattr(os, "sched_setaffinity"):  # PyDLL keeps the GIL: a worker would take it if the call released it
     _core = getattr(ctypes.PyDLL(None), "sched_getcpu", _unknown_core)
-
-
-class Job(NamedTuple):
-    """A kernel to run, as ``kernel(claims, num_blocks, *arguments)``; see `run`."""
-
-    kernel: Callable[..., None]
-    num_blocks: int
-    arguments: tuple[Any, ...]
-    kept: Any = None
 
 
 class _Worker(threading.Thread):
@@ -182,9 +173,7 @@ def num_threads() -> int:
     return int(config.NUMBA_NUM_THREADS)
 
 
-def run(
-    kernel: Callable[..., None], num_blocks: int, *arguments: Any, kept: Any = None, wake: int | None = None
-) -> bool:
+def run(kernel: Callable[..., None], num_blocks: int, *arguments: Any, wake: int | None = None) -> bool:
     """Call ``kernel(claims, num_blocks, *arguments)`` on up to `num_threads` threads; return once all blocks are done.
 
     All blocks are written, or none: the caller's call into compiled code begins the work, and returns after the last
@@ -197,8 +186,6 @@ def run(
     num_blocks : int
     arguments
         The rest of its arguments.
-    kept
-        Objects that the kernel knows by address only; kept alive until no thread can use them.
     wake
         How many workers are worth waking if they sleep; by default one for `LONG` blocks.
 
@@ -216,24 +203,6 @@ def run(
     kernel(claims, num_blocks, *arguments)
     team.learn(int(claims[WAITED]))
     return bool(claims[WRONG])
-
-
-def run_all(jobs: list[Job]) -> list[bool]:
-    """Run kernels one after the other, as `run` does.
-
-    A job starts when all blocks of the previous job are done, so it may use the results of that job.  Each job is done
-    completely or not at all; after an exception between two jobs, the earlier jobs are done.
-
-    Parameters
-    ----------
-    jobs : list of Job
-
-    Returns
-    -------
-    list of bool
-        For each job, whether its kernel met ids out of range.
-    """
-    return [run(job.kernel, job.num_blocks, *job.arguments, kept=job.kept) for job in jobs]
 
 
 def _turns(seconds: float) -> int:

@@ -583,7 +583,7 @@ def jobs_of(weight, parts):
     for ids, out in zip(parts, outs, strict=True):
         num_blocks, block_size = blocks.blocks_of(len(ids), 2 * weight.strides[0])
         where = (block_size, views.read_only(weight), ids, reading.gather_kernels.ROWS, 8, None, out)
-        jobs.append(_threads.Job(reading.gather_kernels.gather_rows, num_blocks, where, (ids, out)))
+        jobs.append((reading.gather_kernels.gather_rows, num_blocks, *where))
     return jobs, outs
 
 
@@ -594,32 +594,16 @@ PARTS = [np.arange(30_000)[::-1].copy(), np.arange(3), np.arange(0), np.arange(4
 def test_several_jobs(threads, monkeypatch):
     weight = np.random.default_rng(0).standard_normal((40_000, 64))
     monkeypatch.setattr(_threads, "num_threads", lambda: threads)
-    assert _threads.run_all([]) == []
     for _ in range(20):
         jobs, outs = jobs_of(weight, PARTS)
-        assert _threads.run_all(jobs) == [False] * len(PARTS)
+        assert [_threads.run(*job) for job in jobs] == [False] * len(PARTS)
         for ids, out in zip(PARTS, outs, strict=True):
             np.testing.assert_array_equal(out, weight[ids])
 
 
 def test_each_job_says_whether_it_met_ids_out_of_range():
     jobs, _ = jobs_of(np.zeros((10, 4)), [np.array([1, 9]), np.array([10]), np.arange(10)])
-    assert _threads.run_all(jobs) == [False, True, False]
-
-
-def test_an_interrupt_between_jobs_leaves_the_first_ones_done_and_the_rest_alone(monkeypatch):
-    weight = np.ones((40_000, 64))
-    monkeypatch.setattr(_threads, "num_threads", lambda: 3)
-    jobs, outs = jobs_of(weight, [PARTS[0], PARTS[3], PARTS[0]])
-    _threads.run_all(jobs)
-    for out in outs:
-        out[...] = 0
-    jobs[1] = jobs[1]._replace(kernel=interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        _threads.run_all(jobs)
-    time.sleep(0.2)
-    assert [out.all() for out in outs] == [True, False, False]
-    assert [out.any() for out in outs] == [True, False, False]
+    assert [_threads.run(*job) for job in jobs] == [False, True, False]
 
 
 @POSIX
@@ -631,10 +615,10 @@ weight, ids = np.random.default_rng(0).standard_normal((ROWS, 64)), np.arange(RO
 def several():
     outs = [np.zeros((len(ids), 64)) for _ in range(3)]
     jobs = [
-        _threads.Job(reading.gather_kernels.gather_rows, 40, (900, views.read_only(weight), ids, 1, 8, None, out), out)
+        (reading.gather_kernels.gather_rows, 40, 900, views.read_only(weight), ids, 1, 8, None, out)
         for out in outs
     ]
-    return _threads.run_all(jobs) == [False] * 3 and all((out == weight[ids]).all() for out in outs)
+    return [_threads.run(*job) for job in jobs] == [False] * 3 and all((out == weight[ids]).all() for out in outs)
 
 several()  # compiles, alone
 print(several(), helpers() > 0, fork(lambda: several() and helpers() > 0), several())

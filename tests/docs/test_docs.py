@@ -43,7 +43,9 @@ def test_torch_page_runs():
     assert scope["model"][0].table.step == 3
 
 
-@pytest.mark.parametrize("page", ["docs/index.md", "docs/concepts.md", "docs/backend.md", "docs/how-do-i.md", "docs/saving.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/index.md", "docs/concepts.md", "docs/backend.md", "docs/how-do-i.md", "docs/saving.md"]
+)
 def test_pages_run_and_print_what_they_say(page, capsys):
     threads, code = numba.get_num_threads(), "\n".join(blocks(page))
     try:
