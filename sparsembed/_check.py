@@ -23,7 +23,7 @@ CHOICES[None] = {name: MODES[name or "sum"] for name in (None, *MODES)}
 def kind_of(value: Any) -> str:
     """Return what a value is, for messages."""
     name = type(value).__name__
-    return "None" if value is None else f"an {name}" if name[0] in "aeiou" or name == "ndarray" else f"a {name}"
+    return "None" if value is None else f"an {name}" if name[0] in "aeiouAEIO" or name == "ndarray" else f"a {name}"
 
 
 def shown(value: Any) -> str:
@@ -52,7 +52,7 @@ def count(value: Any, name: str, least: int = 1) -> int:
 def flag(value: Any, name: str) -> bool:
     """Check a bool, and return it."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 
@@ -110,7 +110,8 @@ def table_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
         raise TypeError(f"{name} must be float32, float64 or float16, got {dtype!r}") from None
     if result not in (*FLOATS, np.dtype(np.float16)):
         got = "None" if dtype is None else result
-        raise TypeError(f"{name} must be float32, float64 or float16, got {got}; convert with .astype(np.float32)")
+        advice = "" if name == "dtype" else "; convert with .astype(np.float32)"
+        raise TypeError(f"{name} must be float32, float64 or float16, got {got}{advice}")
     return result
 
 
@@ -119,7 +120,7 @@ def optimizer(value: Any, dtype: np.dtype[Any]) -> None:
     if value is None:
         return
     if not isinstance(value, Rule):
-        raise TypeError(f"optimizer must be a sparsembed rule such as se.SparseAdam(lr=1e-3), got {value!r}")
+        raise TypeError(f"optimizer must be a sparsembed optimizer such as se.SparseAdam(lr=1e-3), got {shown(value)}")
     if dtype not in FLOATS:
         raise TypeError(f"optimizer needs a float32 or float64 table, got {dtype}; float16 is for lookups and pooling")
 
@@ -230,6 +231,13 @@ def not_floats(value: Any, array: Any, name: str, kinds: str = "floats") -> Type
     elif array.dtype.kind == "O" and has_nulls(array):
         got, advice = "objects with nulls (None or NaN)", "drop or fill the nulls first"
     return TypeError(f"{name} must hold {kinds}, got {got}; {advice}")
+
+
+def not_gradient(value: Any) -> TypeError:
+    """Return the error for an argument that is no `RowGradient`."""
+    several = isinstance(value, list | tuple) and any(type(each).__name__ == "RowGradient" for each in value)
+    advice = "add them with +" if several else "use update(ids, grad_out)"
+    return TypeError(f"gradient must be a RowGradient, got {type(value).__name__}; {advice}")
 
 
 def gradient_given(value: Any, name: str) -> None:

@@ -66,7 +66,9 @@ def parts_of(dense: Any) -> list[Part]:
         framework_of(value).refuse_tracked(value, name, "pass p.grad")
         array = inputs.ndarray(value, name)
         if array.dtype not in check.FLOATS:
-            raise check.not_floats(value, array, name, "float32 or float64")
+            error = check.not_floats(value, array, name, "float32 or float64")
+            kept = "; keep the converted array, which is what is scaled" if array.ndim else ""
+            raise TypeError(f"{error}{kept}")
         if array.size:
             inputs.in_place(array, name, "a copy")
             found.setdefault(_place(array), array)

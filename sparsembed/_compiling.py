@@ -41,9 +41,9 @@ def announced(function: Callable[..., Any], folder: Callable[[], str | None]) ->
         state = _COMPILING
         if state.said or state.busy:
             return function(*arguments)
-        state.busy, begun = True, time.perf_counter()
-        timer = threading.Timer(max(LONG - state.seconds, 0.0), state.say, [folder()])
+        begun, timer = time.perf_counter(), threading.Timer(max(LONG - state.seconds, 0.0), state.say, [folder()])
         timer.daemon = True
+        state.busy = True
         try:
             _start(timer)
             return function(*arguments)

@@ -7,11 +7,9 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from . import _check as check
 from ._options import Options
-from ._saved import check_next
+from ._saved import check_next, weights_of
 from .rules import Rule
 from .rules._history import History
 from .rules._rule import but_lr, keeps_state
@@ -60,6 +58,7 @@ class Contents:
         self.engine, self.seed = engine, secrets.randbits(64) if seed is None else seed
         self.lock = self.gate = threading.RLock()  # on a GPU another lock, held during a recording
         self.where = self.watch = None
+        self.saving = self.is_copy = False  # a copy: nobody who gave the array would see it change
         self.commit(parts)
         _CONTENTS.add(self)
 
@@ -143,6 +142,8 @@ class Contents:
     def set_rule(self, rule: Rule) -> None:
         """Replace the hyperparameters; if more than the learning rate changes, all rows catch up first."""
         check.optimizer(rule, self.table.dtype)
+        if rule is None:
+            raise ValueError("optimizer must be an optimizer, got None; a table that is not updated needs none")
         with self.gate, self.lock:
             if not keeps_state(rule, self.rule):
                 self._exchange(rule)
@@ -154,19 +155,33 @@ class Contents:
                 history.start = int(self.steps[STARTS])
             self.commit({"rule": rule, "history": history})
 
-    def _exchange(self, rule: Rule | None) -> None:
+    def _exchange(self, rule: Rule) -> None:
         """Replace the rule by one of another class, before the first step."""
-        if self.rule is not None and self.step:
+        if self.step:
             raise ValueError(
-                f"optimizer must keep the state of {self.rule!r}, got {rule!r}; call reset_state() first, which sets "
-                "state and step to zero"
+                f"optimizer must keep the state of {self.rule!r} at step {self.step}, got {rule!r}; call reset_state() "
+                "first, which sets state and step to zero"
             )
-        if rule is not None:
-            self.engine.check_writeable(self.table)
+        self._unread()
+        self.trainable_array()
         options = self.options.checked(self.table.num_rows, rule, self.table.dtype)
-        parts = self.engine.hold(self.where, self.given, rule, options)
+        parts = self.engine.hold(self.where, self.given, rule, options, constrain=False)
         parts.pop("gate", None)  # this thread holds it
         self.commit(parts)
+
+    def trainable_array(self) -> None:
+        """Refuse a weight that cannot be changed in place, or not where its giver would see it."""
+        if self.is_copy:
+            raise TypeError(
+                "the table is of a list, or of an object that gave out a copy of its memory, which would not change; "
+                "make it with copy=True"
+            )
+        self.engine.check_trainable(self.table)
+
+    def _unread(self) -> None:
+        """Refuse a change while the table is being saved, by the function that hears of the progress."""
+        if self.saving:
+            raise RuntimeError("the table is being saved; progress must not change it")
 
     def adopt(self, arrays: Mapping[str, Any]) -> None:
         """Replace "state", "row_state" or "last" by given arrays, such as the arrays of a file."""
@@ -181,16 +196,20 @@ class Contents:
     def reset(self, rows: Any, weights: Any, keep: bool = False) -> None:
         """Give rows new weights, and fresh state unless `keep`; all or nothing.  They have missed no step then."""
         with self.gate, self.lock:
+            self._unread()
             slots = None
-            if keep and self.some_missed:
-                part = self.taken(rows, Options())
+            if keep and self.some_missed and self.engine.rows_catch_up_alone:
+                part = Contents(self.engine, self.engine.taken(self, rows, Options()))
                 part.flush()
                 slots = part.state
+            elif keep:
+                self.flush()
             self.engine.reset(self, rows, weights, slots, keep)
 
     def clear(self) -> None:
         """Set state and step to zero; the weights are those that all rows have caught up to."""
         with self.gate, self.lock:
+            self._unread()
             self.engine.synchronize(self)
             self.flush()
             self.engine.clear(self)
@@ -222,20 +241,10 @@ class Contents:
     def restore(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Restore a dict that `saved` returned; refuse one that does not fit, or unless `strict` take its weights."""
         with self.gate, self.lock:
+            self._unread()
             if not strict:
-                state_dict = self.weights_of(state_dict)
+                state_dict = weights_of(state_dict, self.columns, self.table.dtype)
             self.engine.restore(self, state_dict)
-
-    def weights_of(self, state_dict: Any) -> Any:
-        """Return a state dict as it is if it fits, else its weights, with zero state at step 0."""
-        columns = self.columns
-        if not isinstance(state_dict, Mapping) or set(state_dict) == {"weight", "step", *columns}:
-            return state_dict
-        if "weight" not in state_dict:
-            raise KeyError(f"state_dict must have the key 'weight', got {sorted(map(str, state_dict))}")
-        zero = np.zeros((), self.table.dtype)
-        fresh = {name: np.broadcast_to(zero, slot.shape) for name, slot in columns.items()}
-        return {"weight": state_dict["weight"], "step": 0} | fresh
 
     @property
     def columns(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Engine(Protocol):
     locks_free: bool  # whether lookups of rows that miss no steps need no lock
     sums_max_apart: bool  # whether gradients of several max-pooled lookups are summed lookup by lookup
     checks_plans: bool  # whether the ids of a plan have been checked
+    rows_catch_up_alone: bool  # whether `taken` rows have missed the steps that they had missed
     checks_while_reading: bool  # whether `gather` and `pool` check ids, so that a new result needs no check before
     Place: Any  # NamedTuple of where bags lie: ids, offsets, weights, caller
 
@@ -46,6 +47,12 @@ class Engine(Protocol):
 
     def check_writeable(self, table: Any) -> None:
         """Refuse a table whose weight has become read-only."""
+
+    def check_trainable(self, table: Any) -> None:
+        """Refuse a table whose weight cannot be updated in place."""
+
+    def hands_out_copies(self, value: Any) -> bool:
+        """Whether a given array would not see what is written to the array that was made of it."""
 
     def ids(self, value: Any, name: str = "ids") -> Any:
         """Return flat int32 or int64 ids, and their shape; the range is not checked."""

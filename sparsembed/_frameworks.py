@@ -54,7 +54,8 @@ class Framework:
         if isinstance(value, np.ndarray):
             return np.asarray(value)  # drops memmap and other subclasses
         if (instead := getattr(value, "_instead", None)) is not None:  # our own classes
-            raise TypeError(f"{name} must be an array, got a {type(value).__name__}; {instead}")
+            article = "an" if type(value).__name__[0] in "AEIO" else "a"
+            raise TypeError(f"{name} must be an array, got {article} {type(value).__name__}; {instead}")
         if hasattr(value, "__cuda_array_interface__"):
             raise TypeError(f"{name} is in CUDA memory, expected host memory; copy it to the host first")
         try:

@@ -92,9 +92,16 @@ def as_lists(bags: Any, grad_out: Any) -> tuple[list[Any], list[Any]]:
     if parts and not any(isinstance(each, Bags) for each in parts):
         raise check.not_bags(bags)
     check.gradient_given(grads, "grad_out")
-    if not parts or not isinstance(grads, list | tuple):
-        raise ValueError("bags and grad_out must both be lists of one length, not empty, or neither a list")
+    several, lists = isinstance(bags, list | tuple), isinstance(grad_out, list)
+    if not parts or not isinstance(grads, list | tuple) or (lists and not several and _holds_arrays(grad_out)):
+        got = f"{check.kind_of(bags)} and {check.kind_of(grad_out)}"
+        raise ValueError(f"bags and grad_out must both be lists of one length, not empty, or neither a list, got {got}")
     return parts, list(grads)
+
+
+def _holds_arrays(given: list[Any]) -> bool:
+    """Whether a list is one of arrays with rows, and not the rows of one array."""
+    return any(getattr(each, "ndim", 0) > 1 for each in given)
 
 
 def arrays_of(*bags: Bags) -> dict[str, Any]:

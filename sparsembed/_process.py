@@ -1,11 +1,11 @@
 """What holds for the whole process: its threads, and kernels that are compiled before they are needed."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numba
 import numpy as np
-import numpy.typing as npt
 from numba.core import config
 
 from . import _check as check
@@ -79,7 +79,7 @@ def set_num_threads(n: int) -> int:
     return before
 
 
-def warm_up(table: EmbeddingTable, *, ids_dtype: npt.DTypeLike = np.int64, bags: bool = False) -> float:
+def warm_up(table: EmbeddingTable, *, ids_dtype: Any = np.int64, bags: bool = False) -> float:
     """Compile what calls on a table need, or load it from the cache on disk, before the first call.
 
     Parameters
@@ -121,7 +121,7 @@ def warm_up(table: EmbeddingTable, *, ids_dtype: npt.DTypeLike = np.int64, bags:
     if not isinstance(table, EmbeddingTable):
         raise TypeError(f"table must be an EmbeddingTable, got {type(table).__name__}")
     try:
-        dtype = np.dtype(ids_dtype)
+        dtype = np.dtype("V" if ids_dtype is None else ids_dtype)  # np.dtype(None) is float64
     except TypeError:
         raise TypeError(f"ids_dtype must be int32 or int64, got {ids_dtype!r}") from None
     if dtype not in IDS:
@@ -142,15 +142,17 @@ def warm_up(table: EmbeddingTable, *, ids_dtype: npt.DTypeLike = np.int64, bags:
 def _twin(table: EmbeddingTable) -> EmbeddingTable:
     """Return a small table of the same kind."""
     contents = table._contents
-    options = contents.options._asdict()
+    options, rule = contents.options._asdict(), contents.rule
+    if callable(getattr(rule, "lr", None)):  # a schedule may not like to be asked ahead
+        rule = replace(rule, lr=0.1)  # type: ignore[type-var]
     if options["padding_idx"] is not None:
         options["padding_idx"] = 0
     place = contents.engine.place_saved(contents)
     if place:  # kernels of a GPU do not depend on how memory lies
         return EmbeddingTable(
-            _ROWS, _DIM, contents.rule, dtype=contents.table.dtype, device=f"cuda:{place['device']}", **options
+            _ROWS, _DIM, rule, dtype=contents.table.dtype, device=f"cuda:{place['device']}", **options
         )
-    return EmbeddingTable.from_array(_like(contents.table.array, contents.rule is None), contents.rule, **options)
+    return EmbeddingTable.from_array(_like(contents.table.array, rule is None), rule, **options)
 
 
 def _like(array: Any, read: bool) -> Any:

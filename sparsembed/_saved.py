@@ -56,6 +56,26 @@ def read(
     return step, found
 
 
+def weights_of(state_dict: Any, columns: Mapping[str, Any], dtype: Any) -> Any:
+    """Return what a table with these columns of state can restore: their state if it is there, else weights alone.
+
+    Keys of others are left out; without its state a table has zeros, and is at step 0.
+    """
+    if not isinstance(state_dict, Mapping) or set(state_dict) == {"weight", "step", *columns}:
+        return state_dict
+    if columns and {"weight", "step", *columns} <= set(state_dict):  # the state of this table, and more
+        return {name: state_dict[name] for name in ("weight", "step", *columns)}
+    if "weight" not in state_dict:
+        raise KeyError(f"state_dict must have the key 'weight', got {sorted(map(str, state_dict))}")
+    if found := columns.keys() & state_dict.keys():
+        raise KeyError(
+            f"state_dict has only {sorted(found)} of 'step' and {sorted(columns)}; a part of a state cannot be "
+            "loaded: leave it out for the weights alone"
+        )
+    fresh = {name: np.broadcast_to(np.zeros((), dtype), slot.shape) for name, slot in columns.items()}
+    return {"weight": state_dict["weight"], "step": 0} | fresh
+
+
 def _one_integer(value: Any, name: str) -> int:
     """Check a number of steps, which may be an array with one element; return it."""
     array = as_array(value, name)

@@ -519,6 +519,9 @@ class RowGradient:
         """
         return cls._make(*_exchange.from_indexed_slices(slices))
 
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise TypeError(f"a RowGradient is no array; {self._instead}; to_dense() makes an array of all rows")
+
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         if self._on_device:
             raise TypeError("a gradient on a GPU is not pickled; pickle what its to_host() returns")
@@ -550,7 +553,7 @@ def clip_by_global_norm(
     dense : iterable of float32 or float64 arrays
         The caller's dense gradients, which count and are scaled as well; None is left out, as ``p.grad`` of a
         parameter that was not used.  A gradient or an array that is listed twice counts once, and so does memory
-        that several arrays share.
+        that several arrays of `dense` share.
 
     Returns
     -------

@@ -240,7 +240,7 @@ def pooled_gradients(
         if check_finite and not total.is_finite():
             raise ValueError("grad_out must be finite, got NaN or infinity")
         return total
-    lookups = pooled(engine, bags, grad_out, mode, table.dim, table.dtype, num_rows)
+    lookups = pooled(engine, bags, grad_out, mode, table.dim, table.result, num_rows)
     call = engine.begin(contents, places=lookups.places, grad_out=grad_out, **arrays_of(*bags))
     try:
         rows, grads = bag_gradients(engine, call, lookups, num_rows, padding, table, by_count, contents)

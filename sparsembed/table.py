@@ -1,6 +1,7 @@
 """EmbeddingTable: weights plus optimizer state, updated in place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -9,21 +10,24 @@ import numpy.typing as npt
 from . import _check as check
 from . import initializers
 from ._contents import Contents
+from ._cpu.inputs import flat_ids
+from ._cpu.memory import shown
 from ._engine import CPU, device_name, engine_for, engine_of
 from ._first_rows import first_rows, seed_of
+from ._frameworks import as_array
 from ._gradients import arrays_of, as_lists, lookup_parts, mode_of, pooled
 from ._options import Options
-from ._table_rows import TableRows
-from ._table_state import TableState
+from ._typing import Array
 from .bags import Bags
 from .functional import coalesced, lookup
 from .gradient import RowGradient
 from .plan import as_batch, as_lookups, original
 from .pooling import bag_gradients, max_gradient, pool_bags, pooled_gradients
 from .rules import Rule
+from .storage.saving import save_contents
 
 
-class EmbeddingTable(TableRows, TableState):
+class EmbeddingTable:
     """A (num_rows, dim) table of vectors and its optimizer.
 
     Parameters
@@ -111,6 +115,8 @@ class EmbeddingTable(TableRows, TableState):
     ['exp_avg', 'exp_avg_sq']
     """
 
+    _contents: Contents
+
     def __init__(
         self,
         num_rows: int,
@@ -196,7 +202,9 @@ class EmbeddingTable(TableRows, TableState):
         """
         options, engine = Options(padding_idx, max_norm, norm_type, scale_grad_by_freq), engine_of(weight)
         seed = seed_of(rng)  # before anything is written
-        return cls._of(Contents(engine, engine.adopt(weight, optimizer, options, copy), seed))
+        contents = Contents(engine, engine.adopt(weight, optimizer, options, check.flag(copy, "copy")), seed)
+        contents.is_copy = not copy and engine.hands_out_copies(weight)
+        return cls._of(contents)
 
     @classmethod
     def _of(cls, contents: Contents) -> "EmbeddingTable":
@@ -518,7 +526,7 @@ class EmbeddingTable(TableRows, TableState):
         """
         contents, engine, table = self._ready(check_finite)
         if not isinstance(gradient, RowGradient):
-            raise TypeError(f"gradient must be a RowGradient, got {type(gradient).__name__}; use update(ids, grad_out)")
+            raise check.not_gradient(gradient)
         if gradient._on_device and engine is CPU:
             raise TypeError("gradient is on a GPU, the table in host memory; pass gradient.to_host()")
         if (got := (gradient.num_rows, gradient.dim)) != (table.num_rows, table.dim):
@@ -559,3 +567,496 @@ class EmbeddingTable(TableRows, TableState):
     def scale_grad_by_freq(self) -> bool:
         """Whether a row's gradient is the mean over its occurrences, rather than their sum."""
         return self._contents.options.scale_grad_by_freq
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return int(self._contents.table.num_rows)
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a row."""
+        return int(self._contents.table.dim)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(num_rows, dim)``."""
+        return self.num_rows, self.dim
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights and of the optimizer's state."""
+        return self._contents.nbytes
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, ids: Any) -> Any:
+        if type(ids) is tuple and not any(np.ndim(each) for each in ids if not isinstance(each, slice)):
+            shown = ", ".join(map(str, ids))
+            raise TypeError(
+                f"table[{shown}] is not defined: for several rows pass a list, table[[{shown}]]; for one number or for "
+                "columns use table.weight"
+            )
+        return self.lookup(ids)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.__getitem__, range(self.num_rows))
+
+    _instead = "look rows up with table.lookup, train with table.update; its array is table.weight"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        contents = self._contents
+        contents.flush()
+        return np.array(contents.given, dtype, copy=copy)
+
+    def blocks(self, size: int = 65536) -> Iterator[tuple[int, Any]]:
+        """Iterate over all rows, in order, in bounded memory.
+
+        Parameters
+        ----------
+        size : int
+            Rows in a block, at least 1; the last block may have fewer.
+
+        Yields
+        ------
+        first : int
+            The number of the block's first row.
+        vectors : array of shape (at most `size`, dim)
+            A copy of the rows ``first`` to ``first + len(vectors) - 1``, as `lookup` gives them: with all steps that
+            they have missed.  A device array for a table on a GPU.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `size` is no integer of at least 1.
+
+        See Also
+        --------
+        EmbeddingTable.weight : the array itself, after one pass over the table for optimizers whose rows catch up.
+
+        Notes
+        -----
+        Nothing is written.  An update between two blocks shows in the later ones.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> table = se.EmbeddingTable(5, 2, rng=0)
+        >>> [(first, vectors.shape) for first, vectors in table.blocks(size=2)]
+        [(0, (2, 2)), (2, (2, 2)), (4, (1, 2))]
+        """
+        size = check.count(size, "size")
+        return map(self._block, range(0, self.num_rows, size), [size] * -(-self.num_rows // size))
+
+    def _block(self, first: int, size: int) -> tuple[int, Any]:
+        rows = np.arange(first, min(first + size, self.num_rows))
+        return first, self.lookup(self._contents.engine.own_ids(self._contents, rows))
+
+    def set_rows(self, ids: Any, vectors: Any, *, reset: bool = False) -> None:
+        """Replace some rows, outside of training: this is no step.
+
+        Parameters
+        ----------
+        ids : integer array of shape (n,)
+            Each row once, and not the padding.  In host memory, also for a table on a GPU.
+        vectors : float array of shape (n, dim)
+            Converted to the dtype of the table, and scaled down to `max_norm` if the table has one.
+        reset : bool
+            True sets the rows' state to zero, as in a new table.  False keeps it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For ids or vectors of another shape or kind, an id that is given twice or is the padding, or a table that
+            is read-only; nothing is written then.
+        IndexError
+            For an id out of range; nothing is written then.
+
+        Notes
+        -----
+        The rows have missed no step afterwards.  Their state is what it would have been without a gradient up to the
+        newest step.  Costs the rows and their state; on a GPU, one copy for each run of neighbouring rows.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable(4, 2, se.SparseAdam(lr=0.1), initializer=se.initializers.zeros)
+        >>> table.set_rows([2, 0], np.array([[1.0, 2.0], [3.0, 4.0]]))
+        >>> table.lookup([0, 1, 2])
+        array([[3., 4.],
+               [0., 0.],
+               [1., 2.]], dtype=float32)
+        """
+        contents, reset = self._contents, check.flag(reset, "reset")
+        rows = self._each_once(ids, "ids")
+        contents.trainable_array()
+        values = as_array(vectors, "vectors")
+        wanted = f"vectors must be a float array of shape {(len(rows), self.dim)}, one row for each id"
+        if values.dtype.kind not in "fiu":
+            raise check.not_floats(vectors, values, "vectors", "numbers")
+        if values.shape != (len(rows), self.dim):
+            raise ValueError(f"{wanted}, got shape {values.shape}")
+        with np.errstate(over="ignore"):
+            given = values.astype(contents.table.dtype)
+        if (np.isinf(given) & np.isfinite(values)).any():
+            raise ValueError(f"vectors must fit into {given.dtype}, got numbers that become infinite")
+        if contents.padding >= 0 and (found := np.flatnonzero(rows == contents.padding)).size:
+            raise ValueError(
+                f"ids[{found[0]}] is {contents.padding}, the padding_idx, whose row stays zero; leave it out"
+            )
+        if len(rows):
+            contents.reset(rows, given, keep=not reset)
+
+    def take(self, rows: Any) -> "EmbeddingTable":
+        """Return a new table of some rows, in this order, with state, step, optimizer and options.
+
+        Parameters
+        ----------
+        rows : integer array of shape (n,), with n at least 1
+            In host memory.  A row may be given several times, but for the padding.
+
+        Returns
+        -------
+        EmbeddingTable
+            A copy: row i is row ``rows[i]`` of this table.  Where the padding is not among the rows, the new table has
+            none.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `rows` are no such array, are empty, or hold the padding twice.
+        IndexError
+            For a row out of range.
+
+        Notes
+        -----
+        To shrink a table, or to bring its rows into another order.  This table is not written to, except on a GPU,
+        where rows that have missed steps catch up first.  Rows that have missed steps have missed the same ones in
+        the new table.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> table = se.EmbeddingTable(6, 2, se.Adam(lr=0.1), padding_idx=5, rng=0)
+        >>> smaller = table.take([5, 2])
+        >>> smaller.shape, smaller.padding_idx, bool((smaller[1] == table[2]).all())
+        ((2, 2), 0, True)
+        """
+        contents, chosen = self._contents, self._rows(rows, "rows")
+        if not len(chosen):
+            raise ValueError("rows must be at least one row, got none")
+        place = np.flatnonzero(chosen == contents.padding)
+        if len(place) > 1:
+            raise ValueError(
+                f"rows hold the padding_idx {contents.padding} {len(place)} times; a table has one padding"
+            )
+        padding = int(place[0]) if len(place) else None
+        return self._of(contents.taken(chosen, contents.options._replace(padding_idx=padding)))
+
+    def astype(self, dtype: npt.DTypeLike, *, rounding: None = None) -> "EmbeddingTable":
+        """Return a copy in another dtype, with state, step, optimizer and options.
+
+        Parameters
+        ----------
+        dtype : {float32, float64, float16}
+            float16 only for a table without optimizer.
+        rounding : None
+            There is one way yet: each number is rounded to the nearest one of the new dtype.
+
+        Returns
+        -------
+        EmbeddingTable
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype, one that the optimizer or `max_norm` does not take, or another rounding.
+
+        Notes
+        -----
+        All rows of this table catch up first, as when its `weight` is read.  Weights and state are copied twice.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> table = se.EmbeddingTable(6, 2, rng=0)
+        >>> table.astype("float16").weight.dtype
+        dtype('float16')
+        """
+        if rounding is not None:
+            raise ValueError(f"rounding must be None, which rounds to nearest, got {rounding!r}")
+        return self._of(self._contents.converted(check.table_dtype(dtype)))
+
+    def _rows(self, rows: Any, name: str) -> Array:
+        """Check row numbers, and return them as int64."""
+        flat, shape = flat_ids(rows, self.num_rows, name)
+        if len(shape) != 1:
+            raise ValueError(f"{name} must have shape (n,), got {shape}")
+        return flat.astype(np.int64)
+
+    def _each_once(self, rows: Any, name: str) -> Array:
+        """Check row numbers, each of which may come once, and return them as int64."""
+        found = self._rows(rows, name)
+        values, first, counts = np.unique(found, return_index=True, return_counts=True)
+        if (counts > 1).any():
+            k = int(np.argmax(counts > 1))
+            raise ValueError(
+                f"{name} must name each row once, got {values[k]} {counts[k]} times, first at {first[k]}; "
+                "use np.unique, or update() to add up gradients"
+            )
+        return found
+
+    def __repr__(self) -> str:
+        contents = self._contents
+        what = f"{self.num_rows} x {self.dim} {contents.table.dtype}, {contents.rule}, step {contents.step}"
+        what += contents.options.shown + f", {shown(contents.nbytes)}" + contents.engine.place_name(contents.where)
+        return f"{type(self).__name__}({what})"
+
+    def flush(self) -> None:
+        """Let every row catch up with the dense optimizer; reading `weight` or `state` does so, too.
+
+        Notes
+        -----
+        One pass over the table if any step was taken since; nothing for optimizers that touch only the rows
+        of a batch, such as `SparseAdam`.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable.from_array(np.zeros((2, 1)), optimizer=se.Adam(lr=0.1))
+        >>> weight = table.weight  # up to date until the next update
+        >>> for ids in [[0], [1]]:
+        ...     table.update(ids, np.ones((1, 1)))
+        >>> table.flush()  # moves row 0, which was not in the second batch
+        >>> weight.ravel().round(3)
+        array([-0.167, -0.074])
+        """
+        self._contents.flush()
+
+    def synchronize(self) -> None:
+        """Wait for a GPU, and raise for ids that were out of range since the last time; on the CPU nothing waits.
+
+        Raises
+        ------
+        IndexError
+            If a call since the last time had ids out of range; that call wrote nothing.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> se.EmbeddingTable(9, 4).synchronize()
+        """
+        self._contents.engine.synchronize(self._contents)
+
+    def begin_step(self) -> None:
+        """Count a step on a GPU, and write the step's scalars to the device for updates recorded in `recording`.
+
+        Raises
+        ------
+        ValueError
+            For a table in host memory.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> table = se.EmbeddingTable(9, 4, se.SGD(lr=0.1), device="cuda")  # doctest: +SKIP
+        >>> table.begin_step()  # doctest: +SKIP
+        """
+        self._contents.engine.begin_step(self._contents)
+
+    def recording(self) -> AbstractContextManager[Any]:
+        """Return a context for the capture of a CUDA graph: updates in it belong to the step of `begin_step`.
+
+        `update` and `update_pooled` then read the learning rate, and all other scalars of the step, from the device.
+        Launch the captured graph once after each `begin_step`.  Optimizers that equal dense ones raise: their history
+        is kept on the host.  Steps of other threads wait.
+
+        Returns
+        -------
+        context manager
+
+        Raises
+        ------
+        ValueError
+            For a table in host memory, or an optimizer that keeps a history.
+
+        Examples
+        --------
+        >>> with table.recording():  # doctest: +SKIP
+        ...     table.update(ids, grad_out)
+        """
+        return self._contents.engine.recording(self._contents)  # type: ignore[no-any-return]
+
+    @property
+    def optimizer(self) -> Rule | None:
+        """The optimizer, an immutable value; set it to change hyperparameters between steps: no step is taken.
+
+        A table without optimizer takes one at any time.  Later the new value must be of the same class, which keeps
+        the state; for one of another class call `reset_state` first.  If more than the learning rate changes, every
+        row catches up first.
+        """
+        return self._contents.rule
+
+    @optimizer.setter
+    def optimizer(self, rule: Rule) -> None:
+        self._contents.set_rule(rule)
+
+    @property
+    def weight(self) -> Any:
+        """The (num_rows, dim) array itself, up to date; not a copy, in the dtype of the table.
+
+        Write to it between steps if you like.  Reading it takes no time, but with an optimizer whose rows catch up
+        (`Adam`, `AdamW`, `RMSprop`, `SGD` with momentum or decay): then it is a `flush`, and the array is up to date
+        until the next update.
+        """
+        self._contents.flush()
+        return self._contents.given
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Views of the optimizer's state by name: slots (num_rows, dim), row slots (num_rows,).
+
+        In the dtype of the table, and up to date as `weight` is; they may be written to between steps.
+        """
+        self._contents.flush()
+        return self._contents.columns
+
+    @property
+    def step(self) -> int:
+        """Number of updates so far."""
+        return self._contents.step
+
+    @property
+    def _on_device(self) -> bool:
+        return self._contents.engine is not CPU
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of everything that training changes: "weight", "step" and each slot by name.
+
+        Returns
+        -------
+        dict of arrays, and an int
+            "weight" (num_rows, dim), "step", each slot (num_rows, dim) and each row slot (num_rows,), in the dtype of
+            the table.  Hyperparameters and options are not in it; a pickle has them.
+
+        Notes
+        -----
+        All of one step: updates of other threads wait.  Copies weights and state, after a `flush`.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> sorted(se.EmbeddingTable(9, 4, se.Adam(lr=0.1)).state_dict())
+        ['exp_avg', 'exp_avg_sq', 'step', 'weight']
+        """
+        return self._contents.saved()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Restore what `state_dict` returned.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            Of a table of equal shape and dtype.  It holds no hyperparameters: the optimizer stays what it is, its
+            learning rate, too.
+        strict : bool
+            True wants the state of an optimizer with equal slots.  With False, where `state_dict` or the table has
+            no such state, only the weights are taken; state and step are zero then.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If anything is missing, left over or does not fit; nothing changes then.
+
+        Examples
+        --------
+        >>> import sparsembed as se
+        >>> trained, reader = se.EmbeddingTable(9, 4, se.Adam(lr=0.1)), se.EmbeddingTable(9, 4)
+        >>> reader.load_state_dict(trained.state_dict(), strict=False)
+        >>> bool((reader.weight == trained.weight).all())
+        True
+        """
+        self._contents.restore(state_dict, check.flag(strict, "strict"))
+
+    def reset_state(self) -> None:
+        """Set the optimizer's state and the step to zero, and keep the weights.
+
+        All rows catch up first, as when `weight` is read.  Then `optimizer` may be set to one of another class.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable(9, 4, se.Adagrad(lr=0.1), rng=0)
+        >>> table.update([1], np.ones((1, 4), np.float32))
+        >>> table.reset_state()
+        >>> table.optimizer = se.SparseAdam(lr=0.01)
+        >>> table.step, table.state["exp_avg"].any()
+        (0, np.False_)
+        """
+        self._contents.clear()
+
+    def save(self, path: Any, *, progress: Callable[[int], Any] | None = None) -> None:
+        """Write the table to a file: weight, state, step, optimizer, options and seed; `sparsembed.load` reads it.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            A new file, or one that is replaced; its permissions are kept.  Of a symbolic link, the file it leads to.
+        progress : callable ``(rows) -> None``, optional
+            Called with the number of rows done since it was last called, such as ``tqdm(...).update``.
+
+        Raises
+        ------
+        TypeError
+            For a path that is no path, and a `progress` that cannot be called.
+        ValueError
+            For a slot whose name the format uses itself, and a path that is no ordinary file.
+        RuntimeError
+            If `progress` updated the table.
+        OSError
+            Of the system, with the path: a folder that is not there, a full disk, no permission.
+
+        See Also
+        --------
+        sparsembed.load : Read the file.
+        EmbeddingTable.state_dict : The same as arrays, without optimizer, options and seed.
+
+        Notes
+        -----
+        The path is the old file or the new one, whatever happens: the bytes go to a new file in the same folder, which
+        is synced and renamed once it is whole.  After an exception no other file is left; a process that is killed
+        may leave one, named ``.<name>.<8 hexadecimal digits>.tmp``.
+
+        Every row catches up first, as when `weight` is read.  Updates of other threads wait until the call returns:
+        about as long as the disk takes to write the table.  The table is not copied: 16 MiB are used, and on a GPU a
+        copy of weight and state in host memory.  A learning rate that is a function, and an optimizer of a class that
+        is not of this package, are not saved: `sparsembed.load` then needs ``optimizer=``.
+
+        Examples
+        --------
+        >>> import os, tempfile, sparsembed as se
+        >>> table = se.EmbeddingTable(1000, 4, optimizer=se.SGD(lr=0.1), rng=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "table.safetensors")
+        ...     table.save(path)
+        ...     se.load(path)
+        EmbeddingTable(1000 x 4 float32, SGD(lr=0.1), step 0, 15.6 KiB)
+        """
+        save_contents(self._contents, path, progress)
+
+    @property
+    def seed(self) -> int:
+        """The 64 bits for what is drawn later: `rng` if it is an int below 2**64, else drawn from it after the rows."""
+        return self._contents.seed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._contents.pickled()
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        engine = engine_for(device := f"cuda:{saved['device']}" if "device" in saved else "cpu")
+        options = Options(**{name: value for name, value in saved.items() if name in Options._fields})
+        where = engine.place(device)
+        weight = engine.fresh(where, saved["state_dict"]["weight"], True)
+        self._contents = Contents(engine, engine.hold(where, weight, saved["optimizer"], options), saved.get("seed"))
+        self._contents.restore(saved["state_dict"])

@@ -38,6 +38,8 @@ def lookup_few(contents: Any, ids: Any) -> Any:
     if rows is None or contents.rule is None:
         return None
     with contents.lock:
+        if contents.history is None:  # another optimizer came meanwhile
+            return None
         table, n = contents.table, rows.size
         known = prepared.prepared(contents, rows.dtype, n)
         if known is None:

@@ -81,6 +81,11 @@ def check_writeable(table: Table) -> None:
         in_place(table.array, "the table", "a writeable array or a copy")
 
 
+def check_trainable(table: Table) -> None:
+    """Refuse a table whose weight cannot be updated in place."""
+    in_place(table.array, "the table", "a writeable array or a copy")
+
+
 def ndarray(value: Any, name: str) -> Array:
     """Check an array that is written to, and return it; an object that gives out copies would not see the writes."""
     if isinstance(value, list | tuple):
@@ -94,6 +99,15 @@ def ndarray(value: Any, name: str) -> Array:
             "array itself, or write a copy back where it came from"
         )
     return array
+
+
+def hands_out_copies(value: Any) -> bool:
+    """Whether a given array would not see what is written to the array that was made of it."""
+    try:
+        ndarray(value, "weight")
+    except TypeError:
+        return True
+    return False
 
 
 def _address(array: Array) -> int:
@@ -112,6 +126,8 @@ def id_array(value: Any, name: str = "ids") -> Array:
         return _widened(array, name)
     if array.size == 0 and isinstance(value, list | tuple):
         return array.astype(np.int64)  # np.asarray([]) is float64
+    if array.dtype.kind == "O" and array.size and all(type(each) is int for each in array.flat):
+        raise IndexError(f"{name} must be below 2**63, got {max(array.flat, key=abs)}")
     raise check.not_ids(value, array, name)
 
 
@@ -121,7 +137,7 @@ def _widened(array: Array, name: str) -> Array:
     if large.any():
         position = int(np.argmax(large))
         where = _index(position, array.shape)
-        raise IndexError(f"{name}[{where}] is {array.flat[position]}, expected ids below 2**63; correct the id")
+        raise IndexError(f"{name}[{where}] is {array.flat[position]}, expected a number below 2**63")
     return array.astype(np.int64)
 
 

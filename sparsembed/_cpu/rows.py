@@ -2,7 +2,6 @@
 
 import operator
 from collections import deque
-from copy import deepcopy
 from itertools import repeat
 from typing import Any
 
@@ -39,7 +38,7 @@ def taken(contents: Any, rows: Array, options: Options) -> dict[str, Any]:
     for name in ("state", "row_state", "last"):
         if parts[name].size:
             np.take(getattr(contents, name), rows, axis=0, out=parts[name], mode="clip")
-    return parts | {"steps": contents.steps.copy(), "history": deepcopy(contents.history)}
+    return parts | {"steps": contents.steps.copy(), "history": contents.history and contents.history.copy()}
 
 
 def reset(contents: Any, rows: Array, weights: Array, state: Any = None, keep: bool = False) -> None:
@@ -62,8 +61,9 @@ def reset(contents: Any, rows: Array, weights: Array, state: Any = None, keep: b
 
 def clear(contents: Any) -> None:
     """Set state and step to zero, in one call into C; every row has caught up."""
-    arrays, starts = [contents.state, contents.row_state, contents.last, contents.steps], int(contents.steps[2]) + 1
-    deque(map(operator.setitem, arrays, repeat(...), [0, 0, 0, (0, 0, starts)]), maxlen=0)
+    arrays = [contents.state, contents.row_state, contents.last, contents.steps]
+    steps = np.array([0, 0, contents.steps[2] + 1])  # an array: signal handlers run while NumPy converts a tuple
+    deque(map(operator.setitem, arrays, repeat(...), [0, 0, 0, steps]), maxlen=0)
 
 
 def own_ids(contents: Any, ids: Array) -> Array:

@@ -4,7 +4,7 @@ from .call import begin, end, finish, place_name, result, synchronize
 from .catch_up import flush, missed
 from .few import add_few, lookup_few, sum_few, update_bags_few, update_few
 from .gradients import allow_check, of_bags, of_gradient, of_lookups, refuse_infinite
-from .inputs import check_writeable, gradient, ids, offsets, sample_weights, weight
+from .inputs import check_trainable, check_writeable, gradient, hands_out_copies, ids, offsets, sample_weights, weight
 from .launch import add_rows, segment_sum, update
 from .reading import Place, gather, gather_few, pool, pool_few, weights_gradient
 from .rows import clear, grown, own_ids, reset, taken
@@ -31,4 +31,5 @@ on_host = " on the host"  # added to messages about functions that exist on the 
 locks_free = False  # whether lookups of rows that miss no steps need no lock
 sums_max_apart = False  # whether several lookups of mode max are summed one by one
 checks_plans = False  # whether ids of a plan are known to be in range
+rows_catch_up_alone = False  # whether `taken` rows have missed the steps that they had missed
 checks_while_reading = False  # whether a new result needs no check of ids before it is read

@@ -46,6 +46,16 @@ def check_writeable(table: Table) -> None:
     in_place(table.array, "the table")
 
 
+def hands_out_copies(value: Any) -> bool:
+    """Whether a given array would not see what is written to it: device arrays do."""
+    return False
+
+
+def check_trainable(table: Table) -> None:
+    """Refuse a table whose weight cannot be updated in place."""
+    in_place(table.array, "the table")
+
+
 def offsets(value: Any, n: int) -> DeviceArray:
     """Return offsets after a check of dtype and shape; kernels check the numbers at each use."""
     ends, shape = ids(value, "offsets")

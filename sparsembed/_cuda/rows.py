@@ -39,7 +39,7 @@ def taken(contents: Any, rows: Any, options: Options) -> dict[str, Any]:
 def reset(contents: Any, rows: Any, weights: Any, state: Any = None, keep: bool = False) -> None:
     """Give rows new weights, and unless `keep` fresh state, run by run of neighbours; an interrupt waits.
 
-    Every row has caught up.  `state` is for the CPU, where single rows catch up.
+    With `keep` every row has caught up.  `state` is for the CPU, where single rows catch up.
     """
     dtype, where = contents.table.dtype, contents.where
     order = np.argsort(rows, kind="stable")

@@ -80,14 +80,14 @@ def fresh(where: Place, weight: Any, owned: bool) -> DeviceArray:
     return array
 
 
-def hold(where: Place, weight: Any, rule: Rule | None, options: Options) -> dict[str, Any]:
+def hold(where: Place, weight: Any, rule: Rule | None, options: Options, constrain: bool = True) -> dict[str, Any]:
     """Return the parts of the contents of a table at step 0; all that can fail comes before the weight is changed."""
     queue, array = where.home, view(weight, "weight")
     (num_rows, dim), dtype, limit = array.shape, array.dtype, options.limit(array.dtype)
     slots, row_slots = ((), ()) if rule is None else (rule.slots, rule.row_slots)
     catches_up = rule is not None and rule.catch_up is not None
     fields = 0 if rule is None else len(rule.Hyper._fields)  # type: ignore[attr-defined]
-    where.hyper, where.given = queue.empty((fields,), dtype), weight
+    hyper = queue.empty((fields,), dtype)
     found = {
         "table": table_of(array),
         "given": weight,
@@ -102,7 +102,9 @@ def hold(where: Place, weight: Any, rule: Rule | None, options: Options) -> dict
         "where": where,
         "gate": threading.RLock(),  # held during a step, and while a CUDA graph records one
     }
-    _constrain(queue, array, -1 if options.padding_idx is None else options.padding_idx, limit)
+    if constrain:
+        _constrain(queue, array, -1 if options.padding_idx is None else options.padding_idx, limit)
+    where.hyper, where.given = hyper, weight
     return found
 
 

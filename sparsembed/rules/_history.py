@@ -7,6 +7,7 @@ missed more than `reach` steps only decays any further, so older coefficients ar
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,13 @@ class History:
             return self.newest >= LONGEST
         size = abs(float(self.entries[self.newest, self.product]))
         return self.newest >= LONGEST or not _SMALLEST < size < _LARGEST
+
+    def copy(self) -> "History":
+        """Return a history that goes on by itself; functions, and what they refer to, are shared."""
+        other = copy(self)
+        for name in ("entries", "exact", "past", "written"):
+            setattr(other, name, getattr(self, name).copy())
+        return other
 
     def record(self, step: int, hyper: tuple[float, ...]) -> None:
         """Store the hyperparameters of the next step; if that step is not taken, the next call overwrites them."""

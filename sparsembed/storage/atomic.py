@@ -53,7 +53,9 @@ def naming(path: str, only: str | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         if only is None or error.filename == only:
-            error.filename, error.filename2 = path, None
+            error.filename = path
+            if error.filename2 is not None:
+                error.filename2 = path
         raise
 
 
@@ -75,8 +77,9 @@ def _target(path: str) -> tuple[str, os.stat_result | None]:
 
 def _take_permissions(file: Any, old: os.stat_result) -> None:
     if hasattr(os, "fchown"):
-        with contextlib.suppress(PermissionError):  # only root gives files away
-            os.fchown(file.fileno(), old.st_uid, old.st_gid)
+        for owner, group in ((-1, old.st_gid), (old.st_uid, -1)):
+            with contextlib.suppress(PermissionError):  # only root gives files away, others to groups of their own
+                os.fchown(file.fileno(), owner, group)
     if hasattr(os, "fchmod"):
         os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
 

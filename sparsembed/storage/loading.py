@@ -150,6 +150,11 @@ def _contents_of(
     _read(file, path, header.tensors, {"step": saved_step}, 1, sums, check_progress(None))
     step = check.count(int(saved_step[0]), f"{path}: step", least=0)
     check_step(rule, step, f"{path}: step")
+    if step and rule is not None and header.about["optimizer"] is None:
+        raise ValueError(
+            f"{path} was saved at step {step} without an optimizer; load it without optimizer=, call reset_state(), "
+            "and set table.optimizer"
+        )
     native = weight.dtype.newbyteorder("=")
     contents = Contents(CPU, CPU.hold(None, memory.empty(weight.shape, native), rule, options, step, False), seed)
     arrays = {"weight": contents.table.array}

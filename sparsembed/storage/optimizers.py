@@ -6,27 +6,22 @@ from typing import Any
 
 from .. import rules
 from ..rules import Rule
-from ..rules.sgd import DecayedSGD, MomentumSGD
 
-OURS: dict[str, type[Rule]] = {
-    each.__name__: each
-    for each in (*(getattr(rules, name) for name in rules.__all__), DecayedSGD, MomentumSGD)
-    if each is not Rule
-}
+OURS: dict[str, type[Rule]] = {name: getattr(rules, name) for name in rules.__all__ if name != "Rule"}
 
 
 def described(rule: Rule | None) -> dict[str, Any] | None:
     """Return an optimizer as JSON; what JSON cannot hold is left out, and must be given again by whoever loads it."""
     if rule is None:
         return None
-    kind = type(rule)
+    kind, ours = type(rule), OURS.get(rule._name)
     state = {"slots": list(kind.slots), "row_slots": list(kind.row_slots)}
-    if OURS.get(kind.__name__) is not kind:
+    if ours is None or kind.__module__ != ours.__module__:  # forms of an optimizer stand in its module
         return {"class": f"{kind.__module__}.{kind.__qualname__}", "hyperparameters": None, **state}
     values = {field.name: getattr(rule, field.name) for field in fields(rule)}  # type: ignore[arg-type]
     functions = [name for name, value in values.items() if callable(value)]
     numbers = {name: value for name, value in values.items() if name not in functions}
-    return {"class": kind.__name__, "hyperparameters": numbers, "functions": functions, **state}
+    return {"class": rule._name, "hyperparameters": numbers, "functions": functions, **state}
 
 
 def slots_of(saved: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -72,7 +67,11 @@ def _made(saved: Mapping[str, Any], state: Any) -> Rule:
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, Mapping) or not values.keys() <= names:
         raise ValueError(f"its {name} has hyperparameters {str(values)[:200]}, and those of {name} are {sorted(names)}")
-    rule = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    rule = kind(**given)
+    forms = [each for each in kind.__subclasses__() if each._name == name and (each.slots, each.row_slots) == state]
+    if (rule.slots, rule.row_slots) != state and forms:  # a form with state that its numbers do not need
+        rule = forms[0](**given)
     if (rule.slots, rule.row_slots) != state:
         raise ValueError(f"its {rule} has slots {state[0]} and row slots {state[1]}")
     return rule

@@ -37,14 +37,14 @@ def rows_in_block(dim: int, dtype: np.dtype[Any]) -> int:
 def save_contents(contents: Contents, path: Any, progress: Any) -> None:
     """Write what a table holds to a file; see `EmbeddingTable.save`."""
     path, progress = path_of(path), check_progress(progress)
-    optimizer = described(contents.rule)
-    slots = [] if optimizer is None else [*optimizer["slots"], *optimizer["row_slots"]]
-    if wrong := [name for name in slots if name in OWN or name.startswith(OWN_STARTS)]:
-        raise ValueError(
-            f"slots named {wrong} of {contents.rule} cannot be saved: the format gives {[*OWN]} and names that start "
-            f"with {[*OWN_STARTS]} another meaning; name them otherwise"
-        )
     with contents.lock, replacing(path) as file:
+        optimizer = described(contents.rule)
+        slots = [] if optimizer is None else [*optimizer["slots"], *optimizer["row_slots"]]
+        if wrong := [name for name in slots if name in OWN or name.startswith(OWN_STARTS)]:
+            raise ValueError(
+                f"slots named {wrong} of {contents.rule} cannot be saved: the format gives {[*OWN]} and names that "
+                f"start with {[*OWN_STARTS]} another meaning; name them otherwise"
+            )
         contents.engine.synchronize(contents)
         contents.flush()
         step = contents.step
@@ -59,7 +59,11 @@ def save_contents(contents: Contents, path: Any, progress: Any) -> None:
             "options": _options(contents),
             "seed": str(contents.seed),
         }
-        _write(file, path, about, arrays, step, progress)
+        contents.saving = True
+        try:
+            _write(file, path, about, arrays, step, progress)
+        finally:
+            contents.saving = False
         if contents.step != step:
             raise RuntimeError("progress updated the table while it was saved; nothing was saved")
 

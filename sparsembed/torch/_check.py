@@ -64,7 +64,7 @@ def mode_of_training(rule: Any, fused: Any, frozen: bool) -> None:
     if not isinstance(fused, bool):
         raise TypeError(f"fused must be True or False, got {fused!r}")
     if rule is not None and not isinstance(rule, Rule):
-        raise TypeError(f"optimizer must be a sparsembed rule such as se.SparseAdam(lr=1e-3), got {rule!r}")
+        raise TypeError(f"optimizer must be a sparsembed optimizer such as se.SparseAdam(lr=1e-3), got {rule!r}")
     if fused and rule is None:
         raise ValueError("fused=True steps in backward, so it needs optimizer=, such as se.SparseAdam(lr=1e-3)")
     if rule is not None and not fused:

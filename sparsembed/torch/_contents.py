@@ -10,9 +10,11 @@ from .. import _check as check
 from .._contents import Contents
 from .._cpu.inputs import in_place, matrix, table_of
 from .._engine import CPU
+from .._saved import weights_of
 from .._typing import Array
 from ..rules import Rule
 from . import _check
+from ._weight import watch
 
 
 def memory_of(parameter: Any) -> Array:
@@ -44,6 +46,11 @@ class ParameterContents(Contents):
         """Put parts in place; `table` and `given` are properties here."""
         names = {"table": "_table", "given": "_given"}
         super().commit({names.get(name, name): value for name, value in parts.items()})
+
+    def _exchange(self, rule: Rule) -> None:
+        super()._exchange(rule)
+        if self.catches_up and (parameter := self.parameter()) is not None:
+            watch(parameter)
 
     @property
     def table(self) -> Any:
@@ -96,5 +103,6 @@ class ParameterContents(Contents):
     def restore(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Restore rows as they are."""
         with self.lock:
-            CPU.restore(self, state_dict if strict else self.weights_of(state_dict), constrain=False)
+            given = state_dict if strict else weights_of(state_dict, self.columns, self.table.dtype)
+            CPU.restore(self, given, constrain=False)
             self.written = self.limit is not None

@@ -95,8 +95,9 @@ def convert(model: Any, *, optimizer: Rule | None = None, fused: bool = False) -
     chosen = [module for name, module in found.items() if name not in left]
     _make_tables([(module._parameters["weight"], _options(module)) for module in chosen], optimizer, fused)
     for module in chosen:
+        # What the class needs comes first: an interrupt then leaves a module that works, as it was or as a table's.
+        vars(module).update(fused=fused, _bound=(None, None), sparse=True)
         module.__class__ = _KINDS[type(module)]
-        module.sparse = True
         module._take_table(fused)
     return model, [(name, left[name]) for name in found if name in left]
 

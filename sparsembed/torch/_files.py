@@ -6,9 +6,11 @@ from typing import Any
 
 from .. import _check as check
 from ..rules import Rule
+from ..rules._rule import keeps_state
 from ..storage.atomic import path_of
 from ..storage.loading import read_contents
 from ..storage.saving import check_progress
+from . import _param_groups as _groups
 from ._module import TableModule
 from ._table import ParameterTable
 
@@ -107,15 +109,15 @@ def load(
         raise ValueError(f"module must have the shape and dtype of the saved table, {got}, and has {want}")
     if saved.options != its.options:
         raise ValueError(f"module must have the options of the saved table, {saved.options}, and has {its.options}")
-    if mine is not None and type(rule) is not type(mine):
+    if mine is not None and (rule is None or not keeps_state(rule, mine)):
         raise ValueError(f"the optimizer of the module must be of the class of the saved {rule}, and is {mine}")
     with its.lock:
         if rule is None or mine is None:
             table.load_state_dict({"weight": weight, "step": table.step})
         else:
+            table.load_state_dict({"weight": weight, "step": saved.step} | saved.engine.columns(saved))
             if group is None:
                 table.optimizer = rule
-            table.load_state_dict({"weight": weight, "step": saved.step} | saved.engine.columns(saved))
         if group is not None:
             _show(group, rule, mine)
         its.seed = saved.seed
@@ -141,6 +143,10 @@ def _trained(module: Any) -> tuple[ParameterTable, dict[str, Any] | None, Rule |
 
 def _show(group: dict[str, Any], rule: Any, mine: Any) -> None:
     """Put hyperparameters into a group, for the next step."""
+    for name in _groups.hidden(rule) & group.keys():
+        del group[name]
     for field in fields(rule):
+        if field.name in _groups.hidden(rule):
+            continue
         if field.name != "lr" or not (callable(rule.lr) or callable(mine.lr)):
             group[field.name] = getattr(rule, field.name)

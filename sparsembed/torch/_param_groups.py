@@ -100,7 +100,9 @@ def saved(rule: Rule, group: dict[str, Any]) -> dict[str, Any]:
     """
     others = getattr(rule, "initial_accumulator_value", 0) or getattr(rule, "touched_weight_decay", 0)
     idle = {"weight_decay": 0} if not others and isinstance(rule, Adagrad | RMSprop) else {}
-    return {**group, **{name: value for name, value in idle.items() if name not in group}}
+    own = {name: getattr(rule, name) for name in names(rule) - hidden(rule) - group.keys()}
+    kept = {name: value for name, value in group.items() if name not in hidden(rule)}
+    return {**kept, **own, **{name: value for name, value in idle.items() if name not in group}}
 
 
 def completed(rule: Rule, group: dict[str, Any]) -> dict[str, Any]:

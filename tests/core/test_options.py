@@ -24,6 +24,7 @@ OTHER = {
     "betas": (0.5, 0.7),
     "weight_decay": 0.3,
     "weight_decay_mode": "l2",
+    "touched_weight_decay": 0.3,
     "momentum": 0.5,
     "dampening": 0.3,
     "nesterov": True,
@@ -51,6 +52,9 @@ CALLS = [
     *(se.Bags, se.Bags.from_padded, se.Bags.from_lists, se.EmbeddingTable, se.EmbeddingTable.from_array),
     *(se.EmbeddingTable.lookup, se.EmbeddingTable.pool, se.EmbeddingTable.update, se.EmbeddingTable.update_pooled),
     *(se.EmbeddingTable.gradient, se.EmbeddingTable.apply, se.clip_by_global_norm, *RULES.values()),
+    *(se.EmbeddingTable.gradient_pooled, se.EmbeddingTable.blocks, se.EmbeddingTable.set_rows, se.EmbeddingTable.take),
+    *(se.EmbeddingTable.astype, se.EmbeddingTable.load_state_dict, se.EmbeddingTable.save, se.load, se.warm_up),
+    *(se.Bags.from_csr, se.Bags.concatenate, se.Bags.with_weights, se.set_num_threads),
 ]
 
 
@@ -58,6 +62,7 @@ CALLS = [
 BESIDE = {
     (se.SGD, "dampening"): {"momentum": 0.5},
     (se.SGD, "nesterov"): {"momentum": 0.5},
+    (se.SGD, "touched_weight_decay"): {"weight_decay": 0.0},
     (se.FTRL, "l1"): {"beta": 0.0},
 }
 REFUSED = {(se.Adam, "weight_decay"): "use AdamW"}

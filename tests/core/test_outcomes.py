@@ -57,7 +57,12 @@ KINDS = {  # what is passed in place of the right argument
     "str": lambda: "12",
     "set": lambda: {1, 2},
     "slice": lambda: slice(2),
+    "table": lambda: se.EmbeddingTable(2, DIM),
 }
+
+
+def set_optimizer(table, value):
+    table.optimizer = value
 
 
 def world():
@@ -79,6 +84,24 @@ CALLS = {  # "function argument": a call with a value of that argument
     "update_pooled bags": lambda w, v: w.table.update_pooled(v, grad()),
     "update_pooled grad_out": lambda w, v: w.table.update_pooled(bags(), v),
     "update_pooled mode": lambda w, v: w.table.update_pooled(bags(), grad(), v),
+    "gradient_pooled bags": lambda w, v: w.table.gradient_pooled(v, grad()),
+    "gradient_pooled grad_out": lambda w, v: w.table.gradient_pooled(bags(), v),
+    "gradient_pooled mode": lambda w, v: w.table.gradient_pooled(bags(), grad(), v),
+    "table[...]": lambda w, v: w.table[v],
+    "set_rows ids": lambda w, v: w.table.set_rows(v, np.zeros((2, DIM))),
+    "set_rows vectors": lambda w, v: w.table.set_rows(IDS, v),
+    "take rows": lambda w, v: w.table.take(v),
+    "blocks size": lambda w, v: w.table.blocks(v),
+    "table.optimizer = optimizer": lambda w, v: set_optimizer(w.table, v),
+    "load_state_dict state_dict": lambda w, v: w.table.load_state_dict(v),
+    "load_state_dict strict": lambda w, v: w.table.load_state_dict({}, strict=v),
+    "EmbeddingTable num_rows": lambda w, v: se.EmbeddingTable(v, DIM),
+    "EmbeddingTable optimizer": lambda w, v: se.EmbeddingTable(ROWS, DIM, v),
+    "EmbeddingTable padding_idx": lambda w, v: se.EmbeddingTable(ROWS, DIM, padding_idx=v),
+    "EmbeddingTable initializer": lambda w, v: se.EmbeddingTable(ROWS, DIM, initializer=v),
+    "EmbeddingTable max_norm": lambda w, v: se.EmbeddingTable(ROWS, DIM, max_norm=v),
+    "EmbeddingTable rng": lambda w, v: se.EmbeddingTable(ROWS, DIM, rng=v),
+    "warm_up table": lambda w, v: se.warm_up(v),
     "plan ids": lambda w, v: se.plan(v, ROWS),
     "from_array weight": lambda w, v: se.EmbeddingTable.from_array(v, se.SGD(lr=0.1)),
     "gather weight": lambda w, v: se.gather(v, [1, 0]),

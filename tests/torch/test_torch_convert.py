@@ -284,7 +284,7 @@ def test_the_step_refuses_the_gradient_of_a_weight_that_code_uses_by_itself():
         (None, {}, TypeError, "got NoneType"),
         (one(), {"fused": True}, ValueError, "needs optimizer="),
         (one(), {"optimizer": se.SGD(lr=0.1)}, ValueError, "for fused=True"),
-        (one(), {"optimizer": "adam", "fused": True}, TypeError, "optimizer must be a sparsembed rule"),
+        (one(), {"optimizer": "adam", "fused": True}, TypeError, "optimizer must be a sparsembed optimizer"),
         (one(), {"fused": 1}, TypeError, "fused must be True or False"),
     ],
 )

@@ -161,5 +161,5 @@ def test_what_does_not_fit_changes_nothing(path):
         assert torch.equal(module.weight, before)
     with pytest.raises(TypeError, match=r"module must be a sparsembed\.torch\.Embedding"):
         st.save(torch.nn.Linear(2, 2), path)
-    with pytest.raises(TypeError, match="optimizer must be a sparsembed rule"):
+    with pytest.raises(TypeError, match="optimizer must be a sparsembed optimizer"):
         st.load(pair[0], path, optimizer="Adam")

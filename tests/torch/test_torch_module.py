@@ -411,7 +411,7 @@ def test_a_weight_that_is_no_parameter_is_refused():
         ({"fused": True}, ValueError, "needs optimizer="),
         ({"optimizer": RULES[0]}, ValueError, "optimizer= is for fused=True"),
         ({"fused": 1, "optimizer": RULES[0]}, TypeError, "fused must be True or False"),
-        ({"fused": True, "optimizer": "adam"}, TypeError, "optimizer must be a sparsembed rule"),
+        ({"fused": True, "optimizer": "adam"}, TypeError, "optimizer must be a sparsembed optimizer"),
         ({"fused": True, "optimizer": RULES[1], "max_norm": 1.0}, ValueError, "max_norm does not go with"),
     ],
 )
