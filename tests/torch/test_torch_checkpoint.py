@@ -385,3 +385,32 @@ def test_a_table_is_copied_without_its_module(how, fused, rule):
     module.table.update(ids, grad_out)
     for name, value in table.state_dict().items():
         assert (module.table.state_dict()[name] == torch.as_tensor(value)).all()
+
+
+def test_decay_of_touched_rows_that_is_switched_in_a_group():
+    """A state says what the rule was at that time, whatever the group was made of."""
+    ids = torch.tensor([1, 3, 1])
+
+    def stepped(rule, *changes):
+        module = st.Embedding(6, 4)
+        optimizer = st.Optimizer([module.weight], rule)
+        for change in ({}, *changes):
+            optimizer.param_groups[0].update(change)
+            optimizer.zero_grad()
+            module(ids).sum().backward()
+            optimizer.step()
+        return optimizer.state_dict()
+
+    off = stepped(se.SGD(0.1, touched_weight_decay=0.1), {"touched_weight_decay": 0.0})
+    assert off["param_groups"][0]["weight_decay"] == 0
+    st.Optimizer([st.Embedding(6, 4).weight], se.SGD(0.1)).load_state_dict(off)
+    dense = torch.nn.Embedding(6, 4, sparse=True)
+    torchs = torch.optim.SGD([dense.weight], lr=0.1)
+    torchs.load_state_dict(off)
+    dense(ids).sum().backward()
+    torchs.step()
+    on = stepped(se.SGD(0.1), {"touched_weight_decay": 0.1})
+    assert "weight_decay" not in on["param_groups"][0]  # so that a step of torch's, which would leave it out, raises
+    torchs.load_state_dict(on)
+    with pytest.raises(KeyError, match="weight_decay"):
+        torchs.step()

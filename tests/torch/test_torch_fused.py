@@ -315,10 +315,26 @@ def test_what_is_refused():
     (first,) = torch.autograd.grad(fused(IDS).pow(2).sum(), torch.zeros(1, requires_grad=True), allow_unused=True)
     assert first is None
     assert fused.table.step == 0
+    fused(IDS).pow(2).sum().backward()
     with pytest.raises(ValueError, match="must keep the state"):
         fused.optimizer = se.SGD(lr=1.0)
     with pytest.raises(ValueError, match="only a fused module"):
         st.Embedding(V, D).optimizer = RULE
+
+
+def test_an_optimizer_may_be_exchanged_before_the_first_step():
+    """The padding stays what it is, and readers of the parameter get rows that have caught up."""
+    options = {"padding_idx": 0, "freeze": False, "fused": True}
+    fused = st.Embedding.from_pretrained(torch.ones(4, 2), optimizer=se.SGD(0.1), **options)
+    same = st.Embedding.from_pretrained(torch.ones(4, 2), optimizer=se.Adam(0.1), **options)
+    fused.optimizer = se.Adam(0.1)
+    for module in (fused, same):
+        for k in (1, 2, 3):
+            module(torch.tensor([k])).sum().backward()
+    (parameter,) = fused.parameters()
+    assert (parameter[0] == 1).all()
+    assert torch.equal(parameter.detach(), same.weight.detach())
+    assert torch.equal(fused.table.lookup(torch.arange(4)), same.table.lookup(torch.arange(4)))
 
 
 def test_a_derivative_of_a_derivative():
