@@ -90,7 +90,9 @@ class Contents:
     def trainable(self) -> Rule:
         """Return the rule; refuse a table that cannot be updated."""
         if self.rule is None:
-            raise ValueError("the table has no optimizer, so it cannot be updated; pass optimizer= when making it")
+            raise ValueError(
+                "the table has no optimizer, so it cannot be updated; pass optimizer= when making it, or set table.optimizer"
+            )
         return self.rule
 
     def synced(self) -> History:

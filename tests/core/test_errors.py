@@ -113,11 +113,20 @@ CALLS = {
     "EmbeddingTable.update": {"ids": IDS, "grad_out": GRAD, "check_finite": True},
     "EmbeddingTable.update_pooled": {"bags": BAGS, "grad_out": GRAD, "mode": "mean", "check_finite": True},
     "EmbeddingTable.gradient": {"ids": IDS, "grad_out": GRAD},
+    "EmbeddingTable.gradient_pooled": {"bags": BAGS, "grad_out": GRAD, "mode": "mean", "check_finite": True},
+    "EmbeddingTable.blocks": {"size": 3},
+    "EmbeddingTable.set_rows": {"ids": IDS, "vectors": GRAD, "reset": True},
+    "EmbeddingTable.take": {"rows": IDS},
+    "EmbeddingTable.astype": {"dtype": np.float64, "rounding": None},
+    "EmbeddingTable.reset_state": {},
+    "get_num_threads": {},
+    "set_num_threads": {"n": 1},
+    "warm_up": {"table": Of(lambda w: w.table), "ids_dtype": np.int32, "bags": False},
     "EmbeddingTable.apply": {"gradient": se.RowGradient(IDS, GRAD, ROWS), "check_finite": True},
     "EmbeddingTable.flush": {},
     "EmbeddingTable.synchronize": {},
     "EmbeddingTable.state_dict": {},
-    "EmbeddingTable.load_state_dict": {"state_dict": Of(lambda w: w.table.state_dict())},
+    "EmbeddingTable.load_state_dict": {"state_dict": Of(lambda w: w.table.state_dict()), "strict": True},
     "testing.default_trace": {"num_rows": 5, "dim": 2, "steps": 2, "rng": 0},
     "testing.check_optimizer": {"rule": SGD, "trace": [(IDS, GRAD)], "num_rows": ROWS},
 }  # fmt: skip
@@ -133,9 +142,10 @@ ON_A_GPU = {"EmbeddingTable.begin_step", "EmbeddingTable.recording"}
 FREE = {"copy", "check_finite", "rng", "steps"}
 LOOKUPS = "plan gather scatter_add coalesce EmbeddingTable.lookup EmbeddingTable.update EmbeddingTable.gradient"
 STEPS = "EmbeddingTable.update EmbeddingTable.gradient"
-GRADIENTS = f"{STEPS} coalesce EmbeddingTable.update_pooled pool_gradient per_sample_weights_gradient"
+BOTH = "EmbeddingTable.update_pooled EmbeddingTable.gradient_pooled"
+GRADIENTS = f"{STEPS} coalesce {BOTH} pool_gradient per_sample_weights_gradient"
 READS = "gather pool per_sample_weights_gradient"
-POOLS = "pool EmbeddingTable.pool EmbeddingTable.update_pooled pool_gradient per_sample_weights_gradient"
+POOLS = f"pool EmbeddingTable.pool {BOTH} pool_gradient per_sample_weights_gradient"
 COUNTS = "plan coalesce pool_gradient RowGradient EmbeddingTable testing.check_optimizer"
 TABLES = "EmbeddingTable EmbeddingTable.from_array"
 PADDED = "pool coalesce pool_gradient per_sample_weights_gradient EmbeddingTable EmbeddingTable.from_array"
@@ -165,7 +175,8 @@ bad_bags = se.Bags(np.array([1, 9]), OFFSETS)
 # (calls, argument, wrong value, exception, what the message says besides the argument's name)
 BAD = [
     *((f"{LOOKUPS} Bags", "ids", np.array(v), TypeError, r) for v, r in (([1.0, 2], "float64"), ([True], "bool"))),
-    *((f"{LOOKUPS} Bags", "ids", v, TypeError, "int64") for v in (None, "12", np.array([2**70]))),
+    *((f"{LOOKUPS} Bags", "ids", v, TypeError, "int64") for v in (None, "12")),
+    (f"{LOOKUPS} Bags", "ids", np.array([2**70]), IndexError, f"below.*{2**70}"),
     (f"{LOOKUPS} Bags", "ids", np.array([1, 2**63], np.uint64), IndexError, r"ids\[1\] is 9223372036854775808.*below"),
     (f"{LOOKUPS} Bags", "ids", np.array([True, False]), TypeError, r"boolean mask.*np\.flatnonzero\(mask\)"),
     *((f"{LOOKUPS} Bags", "ids", v, TypeError, "nulls.*drop or fill") for v in (np.array([1.0, NAN]), [1, None])),
@@ -216,8 +227,8 @@ BAD = [
         (Of(lambda w: w.weight[:2]), "memory.*weight"))),
     *((POOLS, "mode", v, ValueError, f"{v!r}") for v in ("avg", 0, "max")),
     *((POOLS, "bags", v, TypeError, r) for v, r in (
-        (IDS, r"a ndarray.*se.Bags\(ids, offsets\)"), ([[1, 5]], "a list.*Bags.from_lists"),
-        (IDS[None], "a ndarray.*Bags.from_padded"), (scipy.sparse.csr_array(np.eye(3)), "a csr_array.*from_csr"),
+        (IDS, r"an ndarray.*se.Bags\(ids, offsets\)"), ([[1, 5]], "a list.*Bags.from_lists"),
+        (IDS[None], "an ndarray.*Bags.from_padded"), (scipy.sparse.csr_array(np.eye(3)), "a csr_array.*from_csr"),
         (None, "None"), (iter([[1]]), "from_lists"))),
     (POOLS, "bags", se.Bags(IDS, OFFSETS, mode="sqrtn"), ValueError, "'sqrtn', as the bags were"),
     (GRADIENTS, "grad_out", None, TypeError, r"is None.*was requires_grad_\(\) called on the rows\?"),
@@ -233,7 +244,7 @@ BAD = [
         GRAD, Of(lambda w: [w.gradient, GRAD]), None, [se.RowGradient(IDS, GRAD * NAN, ROWS)])),
     *(("clip_by_global_norm", "max_norm", v, (TypeError, ValueError), f"{v}") for v in (-1.0, NAN, "x", None)),
     *(("clip_by_global_norm", "dense", v, (TypeError, ValueError), r) for v, r in (
-        (Of(lambda w: w.dense), r"list of arrays, got a ndarray; for one array pass dense=\[array\]"),
+        (Of(lambda w: w.dense), r"list of arrays, got an ndarray; for one array pass dense=\[array\]"),
         (None, "got None"), ({"w": ones(1)}, r"a dict; pass its values\(\)"), ([4.0], r"\[0\] is a float.*written"),
          ([[8.0, 8.0]], "list"), ([np.full(4, 8)], "int64"),
         ([np.ones(3), read_only(np.full(4, 8.0))], r"dense\[1\].*read-only"))),
@@ -273,12 +284,12 @@ BAD = [
         ones(3), 1.0, np.ones(2, bool))),
     *(("Bags.concatenate", "bags", v, (TypeError, ValueError), r) for v, r in (
         (None, "list of Bags, got None"), (PLAIN, "list of Bags, got a Bags"), ([], "at least one"),
-        ([PLAIN, IDS], r"bags\[1\] must be a Bags, got a ndarray"))),
+        ([PLAIN, IDS], r"bags\[1\] must be a Bags, got an ndarray"))),
     *(("Bags.from_lists", "per_sample_weights", v, (TypeError, ValueError), "") for v in ([[1.0]], [1.0], [[1], [1]])),
     *(("Bags.from_csr", "matrix", v, TypeError, r) for v, r in (
         (scipy.sparse.coo_array(np.eye(3)), "coo_array.*tocsr"), (np.eye(3), "ndarray"),
         (scipy.sparse.csr_array(np.eye(3) * 2j), "complex"))),
-    *((TABLES, "optimizer", v, TypeError, "rule") for v in ("adam", se.SGD, 0.1)),
+    *((TABLES, "optimizer", v, TypeError, "sparsembed optimizer") for v in ("adam", se.SGD, 0.1)),
     *((TABLES, "max_norm", v, (TypeError, ValueError), f"{v}") for v in (0, -1.0, NAN, INF, "x", True)),
     *(("EmbeddingTable", "device", v, ValueError, "'cuda:1'") for v in ("tpu", "cuda:", 1, None)),
     *((TABLES, "norm_type", v, (TypeError, ValueError), f"{v}") for v in (0, -1.0, -INF, NAN, "x", None, True)),
@@ -311,6 +322,19 @@ BAD = [
         *((Of(lambda w, e=e: w.table.state_dict() | e), n) for n, e in (
             ("step", {"step": -1}), ("step", {"step": 1.5}), ("step", {"step": [1, 2]}), ("step", {"step": "3"}),
             ("exp_avg.*got", {"exp_avg": ones(2, 2)}), ("weight.*float64", {"weight": np.ones((8, 3))}))))),
+    *((f, name, v, TypeError, "True or False") for v in (None, 1) for f, name in (
+        ("EmbeddingTable.load_state_dict", "strict"), ("EmbeddingTable.set_rows", "reset"), ("warm_up", "bags"))),
+    *((f"EmbeddingTable.{f}", name, np.array(v), e, r) for f, name in (("set_rows", "ids"), ("take", "rows"))
+      for v, e, r in (([1.0, 2], TypeError, "float64"), ([1, ROWS], IndexError, "8"), ([[1, 5]], ValueError, "shape"))),
+    *(("EmbeddingTable.set_rows", "vectors", v, (TypeError, ValueError), "numbers|shape") for v in (
+        None, "x", ones(3, 3))),
+    *(("EmbeddingTable.set_rows", "ids", v, ValueError, "once|padding") for v in ([2, 2], [0, 1])),
+    *(("EmbeddingTable.blocks", "size", v, (TypeError, ValueError), "integer|least") for v in (0, None, 1.5)),
+    *(("EmbeddingTable.astype", "dtype", v, TypeError, "float32") for v in ("int32", None)),
+    ("EmbeddingTable.astype", "rounding", "nearest", ValueError, "None"),
+    *(("set_num_threads", "n", v, (TypeError, ValueError), "integer|most|least") for v in (0, None, 10**6)),
+    *(("warm_up", "table", v, TypeError, "EmbeddingTable") for v in (None, ones(2, 2))),
+    *(("warm_up", "ids_dtype", v, TypeError, "int32 or int64") for v in (None, float, "x")),
     *(("testing.check_optimizer", "rule", v, TypeError, "rule") for v in ("adam", se.SGD)),
     *(("testing.check_optimizer", "trace", v, (TypeError, ValueError), "") for v in ([], [1], 5)),
 ]  # fmt: skip
