@@ -91,7 +91,7 @@ class Contents:
         """Return the rule; refuse a table that cannot be updated."""
         if self.rule is None:
             raise ValueError(
-                "the table has no optimizer, so it cannot be updated; pass optimizer= when making it, or set table.optimizer"
+                "the table has no optimizer, so it cannot be updated; set table.optimizer before the first step"
             )
         return self.rule
 
