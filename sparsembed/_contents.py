@@ -90,9 +90,7 @@ class Contents:
     def trainable(self) -> Rule:
         """Return the rule; refuse a table that cannot be updated."""
         if self.rule is None:
-            raise ValueError(
-                "the table has no optimizer, so it cannot be updated; set table.optimizer before the first step"
-            )
+            raise ValueError("the table has no optimizer, so it cannot be updated; set table.optimizer first")
         return self.rule
 
     def synced(self) -> History:
