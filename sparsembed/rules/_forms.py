@@ -16,7 +16,13 @@ def forms(choose: Callable[[dict[str, Any]], type]) -> Callable[[type], type]:
 
     def decorate(rule: Any) -> Any:
         def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            return object.__new__(choose(kwargs) if cls is rule else cls)
+            form = choose(kwargs)
+            if cls is not rule and not issubclass(cls, form) and not _has_step(cls, rule):
+                raise TypeError(
+                    f"{cls.__name__} has the step of {rule.__name__}, without what {sorted(kwargs)} ask for; derive it "
+                    f"from {form.__name__}, or give it a step of its own"
+                )
+            return object.__new__(form if cls is rule else cls)
 
         # For `help`: the hyperparameters.  Not of the class, whose subclasses would inherit it.
         new.__signature__ = inspect.signature(rule.__init__)  # type: ignore[attr-defined]
@@ -24,6 +30,11 @@ def forms(choose: Callable[[dict[str, Any]], type]) -> Callable[[type], type]:
         return rule
 
     return decorate
+
+
+def _has_step(cls: type, rule: type) -> bool:
+    """Whether a class between `cls` and the rule that it derives from has a step of its own."""
+    return any("step" in vars(each) for each in cls.__mro__[: cls.__mro__.index(rule)])
 
 
 def is_on(given: dict[str, Any], name: str) -> bool:

@@ -167,9 +167,7 @@ class ParameterTable(LimitedTable):
 
 
 def _alone(saved: dict[str, Any]) -> EmbeddingTable:
-    table = EmbeddingTable.__new__(EmbeddingTable)
-    table.__setstate__(saved)
-    return table
+    return EmbeddingTable._made(saved)  # under this name pickles know it
 
 
 def table_of(parameter: Any) -> ParameterTable | None:

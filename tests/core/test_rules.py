@@ -468,3 +468,21 @@ def test_schedules_of_optax_are_learning_rates():
     assert table.weight.ravel().tolist() == [0, -2.25]
     with pytest.raises(TypeError, match=r"SGD: lr\(3\) must be a number, got ArrayImpl"):
         se.SGD(lr=lambda step: optax.constant_schedule(0.1)(step) + np.ones(1) * schedule(0)).rate(3)
+
+
+def test_a_subclass_that_would_leave_out_an_option_is_refused():
+    """It has the step of the plain form; one with a step of its own knows what it does."""
+
+    class Mine(se.SparseAdam):
+        pass
+
+    assert Mine(0.1).touched_weight_decay == 0
+    with pytest.raises(TypeError, match="derive it from TouchedSparseAdam"):
+        Mine(0.1, touched_weight_decay=0.5)
+
+    class Other(se.SGD):
+        pass
+
+    for option in ("momentum", "weight_decay", "touched_weight_decay"):
+        with pytest.raises(TypeError, match="or give it a step of its own"):
+            Other(0.1, **{option: 0.5})
