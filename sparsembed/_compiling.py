@@ -49,6 +49,8 @@ def announced(function: Callable[..., Any], folder: Callable[[], str | None]) ->
             return function(*arguments)
         finally:
             timer.cancel()
+            if timer.is_alive():
+                timer.join()  # no thread is left behind: whoever forks, or counts threads, would meet it
             state.seconds += time.perf_counter() - begun
             state.busy = False
 

@@ -99,7 +99,7 @@ def test_subclasses_have_arguments_of_their_own():
         assert len(bags) == 1
     assert list(inspect.signature(Mine).parameters) == ["n", "device", "extra"]
     assert list(inspect.signature(Named).parameters) == ["ids", "offsets", "name"]
-    assert list(inspect.signature(se.Bags).parameters) == ["ids", "offsets", "per_sample_weights"]
+    assert list(inspect.signature(se.Bags).parameters) == ["ids", "offsets", "per_sample_weights", "mode"]
     assert list(inspect.signature(se.EmbeddingTable).parameters)[:3] == ["num_rows", "dim", "optimizer"]
     assert "device" in inspect.signature(type("Plain", (se.EmbeddingTable,), {})).parameters
     again = pickle.loads(pickle.dumps(se.EmbeddingTable(3, 2, se.Adam(), rng=0)))

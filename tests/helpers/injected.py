@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from patience import WITHIN
 
 import sparsembed as se
 
+SOON = 60.0  # seconds: nobody else wants the lock, so it is free at once or never
 PACKAGE = str(Path(se.__file__).parent)
 
 
@@ -39,7 +39,7 @@ class Tracer:
         return self.line if frame.f_code.co_filename.startswith(PACKAGE) else None
 
     def line(self, frame, event, _):
-        if event == "line" and not leaves_a_with(frame):
+        if event == "line" and not (leaves_a_with(frame) or enters_a_try(frame)):
             if self.seen == self.k:
                 self.seen += 1
                 self.where = f"{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}"
@@ -58,6 +58,14 @@ def _leaves_a_with(code, number, place):
     if place == min(start for start, _, line in code.co_lines() if line == number):
         return False
     return linecache.getline(code.co_filename, number).lstrip().startswith("with ")
+
+
+def enters_a_try(frame):
+    """Whether this is ``try:``: it does nothing, so nothing is raised there.
+
+    Python 3.11 leaves it out of the table of handlers, those of the `with` around it, too.
+    """
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() == "try:"
 
 
 def raised(call, k, error):
@@ -79,7 +87,7 @@ def free_for_others(table):
     found = []
 
     def take():
-        found.append(table._contents.lock.acquire(timeout=WITHIN))
+        found.append(table._contents.lock.acquire(timeout=SOON))
         if found[0]:
             table._contents.lock.release()
 
