@@ -22,6 +22,7 @@ from .rules import (
     RowwiseAdagrad,
     SparseAdam,
 )
+from .scores import dot
 from .storage.loading import load
 from .table import EmbeddingTable
 
@@ -43,6 +44,7 @@ __all__ = [
     "SparseAdam",
     "clip_by_global_norm",
     "coalesce",
+    "dot",
     "gather",
     "get_num_threads",
     "initializers",

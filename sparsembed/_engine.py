@@ -133,6 +133,15 @@ class Engine(Protocol):
     def weights_gradient(self, call: Any, table: Any, place: Any, mode: int, padding: int, grad: Any, out: Any) -> None:
         """Write the gradient of the per-sample weights to out (n,)."""
 
+    def even_offsets(self, ids: Any, n: int, k: int) -> Any:
+        """Return the offsets of n bags of k ids each, on the device of the caller's `ids`."""
+
+    def dot_few(self, table: Any, place: Any, x: Any, padding: int) -> Any:
+        """Return the scores of a small batch, or None, as `gather_few`."""
+
+    def dot(self, call: Any, table: Any, place: Any, x: Any, padding: int, out: Any, missed: Any = None) -> None:
+        """``out[p] = weight[ids[p]] @ x[bag of p]``, 0 for padding; out (n,)."""
+
     # Gradients, and their rows.
     def of_lookups(self, call: Any, rows: Any, parts: Any, names: Any, table: Any, by_count: bool) -> Any:
         """Return the `Gradients` of lookups; a gradient that shares memory with the table is copied."""

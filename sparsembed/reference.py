@@ -280,6 +280,39 @@ def argmax(weight: Any, bags: Bags, padding_idx: int | None = None) -> Array:
     return winners
 
 
+def dot(weight: Any, bags: Any, x: Any, padding_idx: int | None = None) -> Array:
+    """Entries of ``x @ weight.T`` where the matrix of the bags is not zero: the scores of their rows.
+
+    Parameters
+    ----------
+    weight : float array of shape (num_rows, dim)
+    bags : Bags, or integer array of shape (n, k)
+    x : float array of shape (num_bags, dim), or (n, dim)
+    padding_idx : int, optional
+        An id whose score is 0.
+
+    Returns
+    -------
+    float64 array of shape (len(bags.ids),), or (n, k)
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> se.reference.dot(np.array([[1.0], [2.0]]), se.Bags.from_lists([[0, 1], [1]]), np.array([[3.0], [5.0]]))
+    array([ 3.,  6., 10.])
+    """
+    table, vectors = np.asarray(weight, np.float64), np.asarray(x, np.float64)
+    if isinstance(bags, Bags):
+        ids, bag_of = bags.ids, np.repeat(np.arange(bags.num_bags), np.diff(bags.offsets))
+    else:
+        ids = np.asarray(bags)
+        bag_of = np.arange(len(ids))[:, None] + np.zeros_like(ids)
+    entries = (
+        (onehot(bag_of, len(vectors)) @ vectors * (onehot(ids, len(table)) @ table)).sum(axis=1).reshape(ids.shape)
+    )
+    return entries if padding_idx is None else np.where(ids == padding_idx, 0.0, entries)
+
+
 def pool_gradient(
     bags: Bags,
     grad_out: Any,

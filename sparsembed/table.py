@@ -24,10 +24,11 @@ from .gradient import RowGradient
 from .plan import as_batch, as_lookups, original
 from .pooling import bag_gradients, max_gradient, pool_bags, pooled_gradients
 from .rules import Rule
+from .scores import Scores
 from .storage.saving import save_contents
 
 
-class EmbeddingTable:
+class EmbeddingTable(Scores):
     """A (num_rows, dim) table of vectors and its optimizer.
 
     Parameters
@@ -78,8 +79,10 @@ class EmbeddingTable:
     Notes
     -----
     =====================  ==========================================================================================
-    to read                `lookup` (``table[ids]``), `pool`, `blocks`, `weight` (``numpy.asarray(table)``), iteration
-    to train               `update`, `update_pooled`; `gradient`, `gradient_pooled` and `apply`; `optimizer`, `flush`
+    to read                `lookup` (``table[ids]``), `pool`, `dot`, `blocks`, `weight` (``numpy.asarray(table)``),
+                           iteration
+    to train               `update`, `update_pooled`, `update_dot`; `gradient`, `gradient_pooled`, `gradient_dot` and
+                           `apply`; `optimizer`, `flush`
     to save                `state_dict`, `load_state_dict`, `reset_state`, pickle, `copy.deepcopy`
     to change              `set_rows`, `take`, `astype`
     to ask                 `shape`, ``len(table)``, `num_rows`, `dim`, `nbytes`, `step`, `state`, options by name

@@ -32,6 +32,7 @@ def _results(device: Any, each: Inputs, rules: Any, wrap: Callable[[Any], Any] =
     table, ids, grad, pooled = (wrap(device.up(a)) for a in (each.weight, each.ids, each.grad, each.pooled))
     bags = se.Bags(*(wrap(device.up(a)) for a in (each.ids, each.offsets, each.shares)))
     found = {"gather": se.gather(table, ids), "coalesce": se.coalesce(ids, grad, each.num_rows)}
+    found["dot"] = se.dot(table, bags.with_weights(None), pooled)
     for mode in MODES[:3]:
         found[f"pool, {mode}"] = se.pool(table, bags, mode)
         found[f"pool_gradient, {mode}"] = se.pool_gradient(bags, pooled, each.num_rows, mode)

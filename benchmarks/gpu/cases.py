@@ -141,6 +141,8 @@ def _read(dtype: Any, ids: Any, dim: int, offsets: Any) -> None:
     weight, kind = array(ROWS, dim, dtype=dtype), np.result_type(dtype, np.float32)
     se.gather(weight, array(LOOKUPS, dtype=ids))
     table: Any = se.EmbeddingTable.from_array(weight)
+    plain = se.Bags(array(LOOKUPS, dtype=ids), array(BAGS + 1, dtype=offsets))
+    se.dot(weight, plain, array(BAGS, dim, dtype=kind))
     for bags, mode in _bags(ids, offsets, kind):
         se.pool(weight, bags, mode)
         table.pool(bags, mode)
@@ -170,6 +172,7 @@ def _train(rule: Any, dtype: Any, ids: Any, dim: int, by_count: bool) -> None:
     table.update(flat, grad)
     table.apply(table.gradient(flat, grad))
     table.lookup(flat)
+    table.dot(se.Bags(flat, array(BAGS + 1, dtype=ids)), pooled)
     for offsets in (np.int32, np.int64):
         for bags, mode in _bags(ids, offsets, dtype):
             table.update_pooled(bags, pooled, mode)

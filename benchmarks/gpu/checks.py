@@ -90,6 +90,18 @@ def per_sample_weights_gradient(device: Any, rng: Any, size: Size) -> None:
                 close(got, want, scale, each.dim + 2 * int(lengths.max()))
 
 
+def dot(device: Any, rng: Any, size: Size) -> None:
+    for each in inputs(rng, size):
+        table, x, (there, here) = device.up(each.weight), device.up(each.pooled), each.bags(device, False)
+        for padding in (None, each.padding):
+            got = device.down(se.dot(table, there, x, padding_idx=padding))
+            want, scale = (
+                se.reference.dot(weight, here, vectors, padding)
+                for weight, vectors in ((each.weight, each.pooled), (np.abs(each.weight), np.abs(each.pooled)))
+            )
+            close(got, want, scale, each.dim)
+
+
 def scatter_add(device: Any, rng: Any, size: Size) -> None:
     for each in inputs(rng, size):
         table, alpha = device.up(each.weight), -0.5
@@ -100,5 +112,6 @@ def scatter_add(device: Any, rng: Any, size: Size) -> None:
 
 
 ALL = {
-    each.__name__: each for each in (gather, pool, coalesce, pool_gradient, per_sample_weights_gradient, scatter_add)
+    each.__name__: each
+    for each in (gather, pool, dot, coalesce, pool_gradient, per_sample_weights_gradient, scatter_add)
 }

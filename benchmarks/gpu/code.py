@@ -38,12 +38,13 @@ LIBRARY = (
     "find_gaps Adam",
     "find_gaps RMSprop",
 )  # take a power, or an exponential: code of NVIDIA's, with fused products
-MOVED = {"weight", "state", "grad", "out", "values", "partials", "winners"}  # arguments that hold rows
+MOVED = {"weight", "state", "grad", "x", "out", "values", "partials", "winners"}  # arguments that hold rows
 MUST = {  # what a kernel must do 16 bytes at a time; kernels on slots must do so once a slot, and with all of them
     "gather_rows": "ld weight, st out",
     "pool_rows": "ld weight, st out",
     "pool_max": "ld weight, st out, st winners",
     "weights_gradient": "ld weight, ld grad",
+    "dot_rows": "ld weight, ld x",
     "sum_hot": "ld grad, st partials",
     "segment_sum": "ld grad, st values",
     "segment_sum_hot": "ld grad, ld partials, st values",
@@ -114,7 +115,9 @@ def _memory(case: Case, text: str, sass: str, log: str) -> Iterator[str]:
         yield "local memory"
     if case.lanes < 2 or case.name not in MUST:
         return
-    moved = MOVED - {"out"} if case.name == "weights_gradient" else MOVED  # whose `out` is a number an occurrence
+    moved = (
+        MOVED - {"out"} if case.name in ("weights_gradient", "dot_rows") else MOVED
+    )  # whose `out` is a number an occurrence
     wide: Counter[str] = Counter()
     for operation, name, size in ptx.accesses(text, ptx.parameters(case.kernel, case.kinds)):
         if size == 16:

@@ -70,7 +70,7 @@ def update_few(contents: Any, ids: Any, grad_out: Any) -> bool:
         if rows.ndim != 1:
             rows, grads = rows.reshape(-1), grads.reshape(n, dim)
         update = known.update or prepared.update(contents, known, rows.dtype)
-        return _step(contents, known, update, (rows, None, 0), grads, None)
+        return _step(contents, known, update, (rows, None, 0, None), grads)
 
 
 def update_bags_few(contents: Any, bags: Any, grad_out: Any, mode: Any) -> bool:
@@ -83,22 +83,33 @@ def update_bags_few(contents: Any, bags: Any, grad_out: Any, mode: Any) -> bool:
     number = bags._choices.get(mode)
     if number is None or number == _MAX:
         return False
-    if bags._on_device or place.weights is not None or grads.shape != (place.num_bags, contents.table.dim):
+    if bags._on_device or grads.shape != (place.num_bags, contents.table.dim):
         return False
     if place.num_bags > MOST:  # most are empty
         return False
-    ids = place.ids
+    ids, dtype, weights = place.ids, contents.table.dtype, place.weights
     with contents.lock:
         known = prepared.prepared(contents, ids.dtype, len(ids))
         if known is None:
             return False
-        shares = None if number == _SUM else np.empty(len(grads), contents.table.dtype)
-        update = prepared.update_bags(contents, known, ids.dtype, shares)
-        return _step(contents, known, update, (ids, place.offsets, number), grads, shares)
+        shares = bag_of = None
+        if weights is not None:
+            weights = weights if weights.dtype == dtype else weights.astype(dtype)
+            shares, bag_of = np.empty(len(ids), dtype), np.empty(len(ids), np.int32)
+        elif number != _SUM:
+            shares = np.empty(len(grads), dtype)
+        update = prepared.update_bags(contents, known, ids.dtype, shares, bag_of)
+        return _step(contents, known, update, (ids, place.offsets, number, weights), grads, shares, bag_of)
 
 
 def _step(
-    contents: Any, known: prepared.Prepared, update: Any, lookup: tuple[Any, ...], grads: Array, shares: Array | None
+    contents: Any,
+    known: prepared.Prepared,
+    update: Any,
+    lookup: tuple[Any, ...],
+    grads: Array,
+    shares: Array | None = None,
+    bag_of: Array | None = None,
 ) -> bool:
     """Take a step, as `Contents.take_step`; the caller holds the lock."""
     table, rule, step = contents.table, contents.rule, int(contents.steps[0])
@@ -112,7 +123,8 @@ def _step(
     missed = None if contents.history is None else Missed(contents).again(known.missed)
     if config.DISABLE_JIT:  # plain Python finds the rule by the class
         hyper = rule.cast(hyper, step + 1, table.dtype)
-    arrays = (table.array, contents.state, contents.row_state, contents.steps, known.room, shares, known.scratch)
+    own = (table.array, contents.state, contents.row_state, contents.steps)
+    arrays = (*own, known.room, shares, bag_of, known.scratch)
     options = (contents.padding, known.by_count, missed, known.limit, hyper)
     return bool(update(*lookup, grads, *arrays, *options) == few_steps.FOUND)
 
@@ -145,8 +157,9 @@ def add_few(weight: Any, ids: Any, values: Any, alpha: float) -> bool:
     if rows.ndim != 1:
         rows, grads = rows.reshape(-1), grads.reshape(n, dim)
     add, scratch = prepared.addition(rows.dtype, dtype), np.zeros((4, padded(dim)), dtype)
-    arrays = (table, *NO_STATE[dtype], prepared.STEPS, prepared.room_for(n), None, scratch)
-    return bool(add(rows, None, 0, grads, *arrays, -1, None, None, None, addition(alpha, dtype)) == few_steps.FOUND)
+    arrays = (table, *NO_STATE[dtype], prepared.STEPS, prepared.room_for(n), None, None, scratch)
+    lookup, options = (rows, None, 0, None, grads), (-1, None, None, None, addition(alpha, dtype))
+    return bool(add(*lookup, *arrays, *options) == few_steps.FOUND)
 
 
 def sum_few(ids: Any, grad_out: Any, num_rows: int, dim: int | None, dtype: Any, padding: int, by_count: bool) -> Any:

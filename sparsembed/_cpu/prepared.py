@@ -67,23 +67,31 @@ def _prepare(contents: Any, dtype: Any) -> Prepared:
 def update(contents: Any, known: Prepared, dtype: Any) -> Any:
     """Return the compiled `few_steps.update_few` for lookups."""
     if known.update is None:
-        known = contents.few[dtype] = known._replace(update=_compiled_update(contents, known, dtype, None, None))
+        known = contents.few[dtype] = known._replace(update=_compiled_update(contents, known, dtype))
     return known.update
 
 
-def update_bags(contents: Any, known: Prepared, dtype: Any, shares: Array | None) -> Any:
-    """Return the compiled `few_steps.update_few` for bags; `shares` are for the factors of their gradients."""
-    key = (dtype, shares is None)
+def update_bags(contents: Any, known: Prepared, dtype: Any, shares: Array | None, bag_of: Array | None) -> Any:
+    """Return the compiled `few_steps.update_few` for bags; see there for `shares` and `bag_of`."""
+    key = (dtype, shares is None, bag_of is None)
     if key not in contents.few:
-        contents.few[key] = _compiled_update(contents, known, dtype, _OFFSETS, shares)
+        contents.few[key] = _compiled_update(contents, known, dtype, _OFFSETS, shares, bag_of)
     return contents.few[key]
 
 
-def _compiled_update(contents: Any, known: Prepared, dtype: Any, bag_offsets: Any, shares: Array | None) -> Any:
+def _compiled_update(
+    contents: Any,
+    known: Prepared,
+    dtype: Any,
+    bag_offsets: Any = types.none,
+    shares: Array | None = None,
+    bag_of: Array | None = None,
+) -> Any:
     item = contents.table.dtype
+    weights = types.none if bag_of is None else matrix_type(item, 1)
     own = map(typeof, (contents.state, contents.row_state, contents.steps))
-    lookups = (matrix_type(dtype, 1), bag_offsets or types.none, types.int64, matrix_type(item))
-    space = (_KEYS, typeof(shares), matrix_type(item, 2, False))
+    lookups = (matrix_type(dtype, 1), bag_offsets, types.int64, weights, matrix_type(item))
+    space = (_KEYS, typeof(shares), typeof(bag_of), matrix_type(item, 2, False))
     options = (types.int64, *map(typeof, (known.by_count, known.missed, known.limit)), known.hyper)
     return entry_of(few_steps.update_few, *lookups, matrix_type(item, 2, False), *own, *space, *options)
 
@@ -102,9 +110,9 @@ def addition(ids: Any, item: Any) -> Any:
     """Return the compiled `few_steps.update_few` of a weight without state."""
     key = ("add", ids, item)
     if key not in _kept:
-        lookups = (matrix_type(ids, 1), types.none, types.int64, matrix_type(item), matrix_type(item, 2, False))
-        space = (_KEYS, types.none, matrix_type(item, 2, False), types.int64, *3 * (types.none,))
-        own = map(typeof, (*NO_STATE[item], STEPS))
+        lookups = (matrix_type(ids, 1), types.none, types.int64, types.none, matrix_type(item))
+        space = (_KEYS, types.none, types.none, matrix_type(item, 2, False), types.int64, *3 * (types.none,))
+        own = (matrix_type(item, 2, False), *map(typeof, (*NO_STATE[item], STEPS)))
         _kept[key] = entry_of(few_steps.update_few, *lookups, *own, *space, hyper_type(SGD, item))
     return _kept[key]
 

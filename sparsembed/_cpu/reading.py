@@ -136,20 +136,20 @@ def pool(
 ) -> Array | None:
     """Pool into out (num_bags, dim); return the winning occurrence of each element in mode max, else None."""
     if table.num_rows == 0 and len(place.ids):
-        raise _outside(table, place)
+        raise outside(table, place)
     num_blocks, block_size = _blocks(table, place)
     rows = None if missed is None else missed.reading(num_blocks)
     bags = (block_size, table.read, place.ids, place.offsets)
     if mode == check.MODES["max"]:
         winners = np.empty(out.shape, np.int32 if len(place.ids) < 2**31 else np.int64)
         if threads.run(pool_kernels.pool_max, num_blocks, *bags, padding, rows, out, winners):
-            raise _outside(table, place)
+            raise outside(table, place)
         return winners
     space = None if table.by_row and missed is None else scratch(num_blocks, table.dim, out.dtype)
     lines = table.fetch if missed is None else table.lines
     how = (place.weights, mode, padding, lines, space, rows)
     if threads.run(pool_kernels.pool_rows, num_blocks, *bags, *how, out):
-        raise _outside(table, place)
+        raise outside(table, place)
     return None
 
 
@@ -159,7 +159,7 @@ def weights_gradient(call: Any, table: Table, place: Place, mode: int, padding: 
     space = scratch(num_blocks, padded(table.dim), np.float64)
     bags = (block_size, table.read, place.ids, place.offsets, place.weights, mode, padding, grad)
     if threads.run(pool_kernels.weights_gradient, num_blocks, *bags, table.lines, space, out):
-        raise _outside(table, place)
+        raise outside(table, place)
 
 
 def _blocks(table: Table, place: Place) -> tuple[int, int]:
@@ -167,7 +167,7 @@ def _blocks(table: Table, place: Place) -> tuple[int, int]:
     return blocks_of(place.num_bags, row_bytes * (1 + len(place.ids) / max(place.num_bags, 1)))
 
 
-def _outside(table: Table, place: Place) -> IndexError:
+def outside(table: Table, place: Place) -> IndexError:
     """Return the error for ids of bags that a kernel has met out of range."""
     in_range(place.ids, table.num_rows, "bags.ids", place.ids.shape)
     return check.changed()

@@ -2,6 +2,7 @@
 
 from ._bag import EmbeddingBag
 from ._convert import convert
+from ._dot import dot
 from ._embedding import Embedding
 from ._files import load, save
 from ._optimizer import Optimizer
@@ -14,6 +15,7 @@ __all__ = [
     "clip_grad_norm_",
     "convert",
     "dense_parameters",
+    "dot",
     "load",
     "save",
     "table_parameters",

@@ -199,7 +199,7 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
         refuse_tangents(weight, factors)
         if factors is not None:
             factors = self._checked(ids, factors, weight.dtype)
-        flat, ends = self._ends(ids, offsets)
+        flat, ends = ends_of(ids, offsets, self.include_last_offset)
         bags = Bags(flat, ends, factors)
         leaf = self._leaf(weight)
         try:
@@ -225,29 +225,30 @@ class EmbeddingBag(TableModule, torch.nn.EmbeddingBag):
             raise NotImplementedError(f"per_sample_weights are for mode='sum' only, got mode={self.mode!r}")
         return factors.to(dtype).reshape(-1)
 
-    def _ends(self, ids: Any, offsets: Any) -> tuple[Any, Any]:
-        """Return flat ids, and offsets with the end of the last bag."""
-        if ids.dim() == 2:
-            if offsets is not None:
-                raise ValueError("offsets must be None for an input of shape (num_bags, ids in each)")
-            return ids.reshape(-1), np.arange(ids.shape[0] + 1) * ids.shape[1]
-        if ids.dim() != 1:
-            raise ValueError(f"input must have one or two dimensions, got {ids.dim()}")
-        if offsets is None:
-            raise ValueError("offsets must be given for an input of one dimension")
-        _check.ids(offsets, "offsets")
-        if offsets.dim() != 1:
-            raise ValueError(f"offsets must have one dimension, got {offsets.dim()}")
-        starts = as_array(offsets, "offsets")
-        if self.include_last_offset:
-            return ids, starts
-        if len(starts) == 0 and len(ids):
-            raise ValueError(f"offsets is empty, but input has {len(ids)} ids; the first bag starts at 0")
-        if len(starts) and starts[-1] > len(ids):
-            at = len(starts) - 1
-            raise ValueError(f"offsets[{at}] is {starts[at]}, expected at most {len(ids)}, the ids in input")
-        return ids, np.append(starts, starts.dtype.type(len(ids)))
-
     def extra_repr(self) -> str:
         """Describe the module in `repr`."""
         return str(super().extra_repr()) + (f", fused=True, optimizer={self.optimizer}" if self.fused else "")
+
+
+def ends_of(ids: Any, offsets: Any, include_last_offset: bool) -> tuple[Any, Any]:
+    """Return flat ids, and offsets with the end of the last bag."""
+    if ids.dim() == 2:
+        if offsets is not None:
+            raise ValueError("offsets must be None for an input of shape (num_bags, ids in each)")
+        return ids.reshape(-1), np.arange(ids.shape[0] + 1) * ids.shape[1]
+    if ids.dim() != 1:
+        raise ValueError(f"input must have one or two dimensions, got {ids.dim()}")
+    if offsets is None:
+        raise ValueError("offsets must be given for an input of one dimension")
+    _check.ids(offsets, "offsets")
+    if offsets.dim() != 1:
+        raise ValueError(f"offsets must have one dimension, got {offsets.dim()}")
+    starts = as_array(offsets, "offsets")
+    if include_last_offset:
+        return ids, starts
+    if len(starts) == 0 and len(ids):
+        raise ValueError(f"offsets is empty, but input has {len(ids)} ids; the first bag starts at 0")
+    if len(starts) and starts[-1] > len(ids):
+        at = len(starts) - 1
+        raise ValueError(f"offsets[{at}] is {starts[at]}, expected at most {len(ids)}, the ids in input")
+    return ids, np.append(starts, starts.dtype.type(len(ids)))

@@ -12,6 +12,7 @@ from .._typing import Array
 from ..bags import Bags
 from ..gradient import RowGradient
 from ..pooling import per_sample_weights_gradient, pool_bags, pooled_gradient
+from ..scores import scores_of
 from ..table import EmbeddingTable
 
 
@@ -81,6 +82,13 @@ class LimitedTable(EmbeddingTable):
             return self.pool(bags, mode)
         _, rows, own, padding = self._shortened(bags)
         return pool_bags(CPU, table_of(rows), None, own, mode, None, padding)
+
+    def read_dot(self, bags: Bags, x: Any) -> Any:
+        """Return the scores of rows of bags."""
+        if not (self.written and len(bags.ids)):
+            return self.dot(bags, x)
+        _, rows, own, padding = self._shortened(bags)
+        return scores_of(CPU, table_of(rows), None, own, x, None, padding)
 
     def _shortened(self, bags: Bags) -> tuple[Array, Array, Bags, int]:
         """Return the rows of bags, clipped copies of these rows, and bags and padding numbered by the copies."""

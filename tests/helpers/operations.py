@@ -115,6 +115,35 @@ def per_sample_weights_gradient(place, mode, weighted):
     yield "factors", place.read(got), reference.per_sample_weights_gradient(WEIGHT, here, POOLED, mode)
 
 
+def dot(place):
+    (there, here), weight = place.bags(False), place.array(WEIGHT)
+    for padding in (None, PADDING):
+        got = place.read(se.dot(weight, there, place.array(POOLED), padding_idx=padding))
+        yield f"padding {padding}", got, reference.dot(WEIGHT, here, POOLED, padding)
+    got = place.read(se.dot(weight, place.array(IDS), place.array(GRAD[:, 0])))
+    yield "rows of ids", got, reference.dot(WEIGHT, IDS, GRAD[:, 0])
+
+
+def table_dot(place):
+    """Also of rows that have missed steps, and steps of several sets of scores."""
+    (there, here), x = place.bags(False), place.array(GRAD[:, 0])
+    late = se.EmbeddingTable.from_array(place.array(WEIGHT.copy()), se.Adam(lr=0.1))
+    for ids in IDS:
+        late.update(place.array(ids), place.array(GRAD[0]))
+    scores = place.read(late.dot(there, place.array(POOLED)))
+    yield "scores of late rows", scores, reference.dot(np.asarray(late.state_dict()["weight"]), here, POOLED)
+    table = place.table()
+    yield "scores", place.read(table.dot(place.array(IDS), x)), reference.dot(cleared(), IDS, GRAD[:, 0], PADDING)
+    lookups, vectors = [there, place.array(IDS)], [place.array(POOLED), x]
+    pushes = [place.array(FACTORS), place.array(GRAD[..., 1])]
+    rows = se.Bags(IDS.reshape(-1), np.arange(0, 16, 5), GRAD[..., 1].reshape(-1))
+    want = reference.pool_gradient(here.with_weights(FACTORS), POOLED, ROWS, "sum", PADDING)
+    want = want + reference.pool_gradient(rows, GRAD[:, 0], ROWS, "sum", PADDING)
+    yield "gradient", dense(place, table.gradient_dot(lookups, vectors, pushes)), want
+    table.update_dot(lookups, vectors, pushes)
+    yield from everything(table, stepped([want]))
+
+
 def lookup(place):
     table, want = place.table(), reference.gather(cleared(), IDS)
     yield "lookup", place.read(table.lookup(place.array(IDS))), want
@@ -228,7 +257,8 @@ def deepcopy(place):
     yield from everything(first, stepped([coalesced()]))
 
 
-CASES = {each.__name__: each for each in (gather, scatter_add, coalesce, lookup, update, gradient_and_apply)}
+CASES = {each.__name__: each for each in (gather, scatter_add, coalesce, dot, table_dot)}
+CASES |= {each.__name__: each for each in (lookup, update, gradient_and_apply)}
 CASES |= {each.__name__: each for each in (state_dict, deepcopy)}
 CASES |= {each.__name__: each for each in (blocks, set_rows, take, astype, reset_state, weights_only)}
 for _case in (pool, pool_gradient, per_sample_weights_gradient, table_pool, update_pooled, gradient_pooled):

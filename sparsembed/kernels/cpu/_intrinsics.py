@@ -229,6 +229,23 @@ def prefetch_bytes(address, num_bytes):
 
 
 @inline
+def bits_of(number):
+    """Return how many bits a number takes."""
+    bits = 0
+    while number > 0:
+        number >>= 1
+        bits += 1
+    return bits
+
+
+@inline
+def overlap(a, b):
+    """Whether the memory of two contiguous matrices overlaps."""
+    start, other = row_address(a, 0), row_address(b, 0)
+    return start < other + b.size * b.itemsize and other < start + a.size * a.itemsize
+
+
+@inline
 def last_at_most(values, value):
     """Return the index of the last of some increasing values that is at most `value`, or -1.
 

@@ -18,6 +18,14 @@ def distance(lines):
 
 
 @inline
+def lines_of(weight):
+    """Return the cache lines of a row of a contiguous weight to prefetch: none of a table that lies in the cache."""
+    if weight.size * weight.itemsize <= NEAR_BYTES:
+        return 0
+    return min((weight.shape[1] * weight.itemsize + 127) // 64, 16)
+
+
+@inline
 def _copy_rows(first, last, ahead, weight, ids, lines, streamed, out):
     num_rows, num_bytes = np.uintp(weight.shape[0]), out.shape[1] * out.itemsize
     start, stride, to = row_address(weight, 0), weight.strides[0], row_address(out, 0)

@@ -8,29 +8,21 @@ or float64.  Numba compiles a kernel for each dtype of the weight and of the ids
 
 import numpy as np
 
-from ..._jit import inline, kernel
+from ..._jit import kernel
 from ._bags import pool_bag
-from ._rows import NEAR_BYTES, copy_rows, distance
-
-
-@inline
-def _lines(weight):
-    """Return the cache lines of a row to prefetch: none of a table that lies in the cache."""
-    if weight.size * weight.itemsize <= NEAR_BYTES:
-        return 0
-    return min((weight.shape[1] * weight.itemsize + 127) // 64, 16)
+from ._rows import copy_rows, distance, lines_of
 
 
 @kernel
 def gather_few(weight, ids, out):
     """``out[i] = weight[ids[i]]``; return False at the first id out of range."""
-    return copy_rows(0, ids.shape[0], weight, ids, _lines(weight), False, out)
+    return copy_rows(0, ids.shape[0], weight, ids, lines_of(weight), False, out)
 
 
 @kernel
 def pool_few(weight, ids, offsets, mode, padding, out):
     """Write the sum, mean or sqrtn of each bag's rows to `out`; return False if an id is out of range."""
-    ahead, fit = np.uintp(distance(_lines(weight))), True
+    ahead, fit = np.uintp(distance(lines_of(weight))), True
     for b in range(out.shape[0]):
         fit &= pool_bag(b, weight, ids, offsets, None, mode, padding, ahead, out)
     return fit

@@ -9,10 +9,10 @@ One thread does the work.  Sums have the same bits as those of `sort`, `segment`
 import numpy as np
 
 from ..._jit import inline, kernel
-from ._intrinsics import clear, copy, prefetch_bytes, row_address, row_at
+from ._intrinsics import bits_of, clear, copy, overlap, prefetch_bytes, row_address, row_at
 from .catch_up import STEP, Missed, catch_up_row
 from .norm import clip_row
-from .pool import share_bags
+from .pool import expand_bags, share_bags
 from .segment import CHUNK
 from .sort import insert
 from .update import update_row
@@ -24,23 +24,13 @@ FOUND, OUTSIDE, SHARED = 0, 1, 2  # what kernels return: done; an id is out of r
 
 
 @inline
-def _bits(number):
-    """Return how many bits a number takes."""
-    bits = 0
-    while number > 0:
-        number >>= 1
-        bits += 1
-    return bits
-
-
-@inline
 def _sorted_keys(ids, num_rows, bag_offsets, room):
     """Return where in `room` the sorted keys start, and the low bits of a key; (-1, 0) if an id is out of range.
 
     A key is an id in the high bits, and its position, or its bag if `bag_offsets` is not None, in the low bits.
     """
     n, bad, bag = np.uintp(ids.shape[0]), False, 0
-    low = _bits((ids.shape[0] if bag_offsets is None else bag_offsets.shape[0] - 1) - 1)
+    low = bits_of((ids.shape[0] if bag_offsets is None else bag_offsets.shape[0] - 1) - 1)
     shift = np.uint64(low)
     for i in range(n):
         key = np.uint64(ids[i])
@@ -56,7 +46,7 @@ def _sorted_keys(ids, num_rows, bag_offsets, room):
     if n <= INSERTION:
         insert(room[:n])
         return 0, low
-    bits = _bits(num_rows - 1)
+    bits = bits_of(num_rows - 1)
     widest = 11 if n > 2048 else 9 if n > 256 else 8
     digits = (bits + widest - 1) // widest
     width = (bits + max(digits, 1) - 1) // max(digits, 1)
@@ -83,17 +73,24 @@ def _sorted_keys(ids, num_rows, bag_offsets, room):
 
 
 @inline
-def _add_run(total, keys, first, last, mask, grads, shares):
+def _row_of(key, mask, bag_of):
+    """Return the row of the gradients that a key stands for: its low bits, or the bag of that occurrence."""
+    i = np.intp(key & mask)
+    return i if bag_of is None else np.intp(bag_of[i])
+
+
+@inline
+def _add_run(total, keys, first, last, mask, grads, shares, bag_of):
     """Set `total` to the sum of a run of gradients, in the order of the batch."""
     clear(total)
     for p in range(first, last):
-        i = np.intp(keys[p] & mask)
+        i, row = np.intp(keys[p] & mask), _row_of(keys[p], mask, bag_of)
         if shares is None:
             for c in range(total.shape[0]):
-                total[c] += grads[i, c]
+                total[c] += grads[row, c]
         elif shares[i] != 0:  # skip a factor of 0, since 0 * NaN is NaN
             for c in range(total.shape[0]):
-                total[c] += shares[i] * grads[i, c]
+                total[c] += shares[i] * grads[row, c]
 
 
 @inline
@@ -106,7 +103,7 @@ def _end(keys, first, shift):
 
 
 @inline
-def _sum_run(total, part, keys, first, last, mask, grads, shares, by_count):
+def _sum_run(total, part, keys, first, last, mask, grads, shares, bag_of, by_count):
     """Return the address of the sum of the gradients of one row; long runs are summed in chunks."""
     if last - first == 1 and shares is None:
         return row_address(grads, np.intp(keys[first] & mask))
@@ -114,7 +111,7 @@ def _sum_run(total, part, keys, first, last, mask, grads, shares, by_count):
     if hot:
         clear(total)
     for start in range(first, last, CHUNK):  # one place of `_add_run`: two take 0.4 s longer to compile
-        _add_run(part, keys, start, min(start + CHUNK, last), mask, grads, shares)
+        _add_run(part, keys, start, min(start + CHUNK, last), mask, grads, shares, bag_of)
         if hot:
             for c in range(total.shape[0]):
                 total[c] += part[c]
@@ -126,18 +123,12 @@ def _sum_run(total, part, keys, first, last, mask, grads, shares, by_count):
     return row_address(found, 0)
 
 
-@inline
-def _meet(a, b):
-    """Whether the memory of two contiguous matrices overlaps."""
-    start, other = row_address(a, 0), row_address(b, 0)
-    return start < other + b.size * b.itemsize and other < start + a.size * a.itemsize
-
-
 @kernel
 def update_few(
     ids,
     bag_offsets,
     mode,
+    weights,
     grads,
     weight,
     state,
@@ -145,6 +136,7 @@ def update_few(
     steps,
     room,
     shares,
+    bag_of,
     scratch,
     skip,
     by_count,
@@ -154,17 +146,23 @@ def update_few(
 ):
     """Update the row of every id except `skip`, and count the step; return FOUND, OUTSIDE or SHARED.
 
-    ids (n,); bag_offsets (num_bags + 1,) of pooled lookups, or None; grads (n, dim), or (num_bags, dim); shares
-    (num_bags,) is memory for the factors of modes other than SUM, or None; by_count PRESENT or None; scratch
-    (4, padded) of zeros; the others as in `update_rows`.
+    ids (n,); bag_offsets (num_bags + 1,) of pooled lookups, or None; grads (n, dim), or (num_bags, dim).  Bags with
+    `weights` (n,) have memory for the factor and the bag of each id: shares (n,) and bag_of (n,); other bags have
+    shares (num_bags,) for modes other than SUM.  What is not used is None.  by_count is PRESENT or None; scratch
+    (4, padded) holds zeros; the others are as in `update_rows`.
     """
     n, dim, num_rows = ids.shape[0], weight.shape[1], weight.shape[0]
-    if _meet(grads, weight):
+    if overlap(grads, weight):
         return SHARED
-    start, low = _sorted_keys(ids, num_rows, bag_offsets, room)
+    if bag_of is None:
+        start, low = _sorted_keys(ids, num_rows, bag_offsets, room)
+    else:
+        start, low = _sorted_keys(ids, num_rows, None, room)
     if start < 0:
         return OUTSIDE
-    if shares is not None:
+    if bag_of is not None:
+        expand_bags(ids, bag_offsets, weights, mode, skip, bag_of, shares)
+    elif shares is not None:
         share_bags(ids, bag_offsets, mode, skip, shares)
     keys, shift, mask = room[start : start + n], np.uint64(low), np.uint64((1 << low) - 1)
     lines = dim * weight.itemsize * (2 + state.shape[1]) // 64 + 1
@@ -177,9 +175,9 @@ def update_few(
             soon = np.intp(keys[last + ahead] >> shift)
             prefetch_bytes(row_address(weight, soon), dim * weight.itemsize)
             prefetch_bytes(row_address(state, soon), dim * state.shape[1] * weight.itemsize)
-            prefetch_bytes(row_address(grads, np.intp(keys[last + ahead] & mask)), dim * weight.itemsize)
+            prefetch_bytes(row_address(grads, _row_of(keys[last + ahead], mask, bag_of)), dim * weight.itemsize)
         if np.int64(row) != skip:
-            found = _sum_run(total, part, keys, first, last, mask, grads, shares, by_count)
+            found = _sum_run(total, part, keys, first, last, mask, grads, shares, bag_of, by_count)
             where = row_at(found, dim, total)
             update_row(weight, state, row_state, np.uintp(row), where, terms, others, 0, missed, hp)
             if limit is not None:
@@ -227,7 +225,7 @@ def sum_few(ids, grads, num_rows, skip, by_count, room, scratch, rows, values):
     while first < n:
         row, last = keys[first] >> shift, _end(keys, first, shift)
         if np.int64(row) != skip:
-            found = _sum_run(values[k], scratch, keys, first, last, mask, grads, None, by_count)
+            found = _sum_run(values[k], scratch, keys, first, last, mask, grads, None, None, by_count)
             if found != row_address(values, k):
                 copy(row_address(values, k), found, dim * values.itemsize)
             rows[k] = row

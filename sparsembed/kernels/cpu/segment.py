@@ -107,14 +107,19 @@ def _add_run(total, order, first, last, sources, bags, coefs, winners, fetch):
 
 
 @inline
-def _sum_columns(lanes, rest, c, total, order, first, last, sources, coefs, ahead):
+def _grad_row(i, bags):
+    return np.int64(i) if bags is None else np.int64(bags[i])
+
+
+@inline
+def _sum_columns(lanes, rest, c, total, order, first, last, sources, bags, coefs, ahead):
     """Sum the columns from c on, as many as `lanes` is wide or only `rest`, in registers."""
     start, stride = sources[0, 1] + c * total.itemsize, sources[0, 2]
     size, ahead = np.uintp(order.shape[0]), np.uintp(ahead)
     for p in range(np.uintp(first), np.uintp(last)):  # unsigned: an index that may be negative costs a test
         if p + ahead < size:
-            fetch_vector(start + np.int64(order[p + ahead]) * stride, lanes)
-        part = load_vector(total, start + np.int64(order[p]) * stride, lanes, rest)
+            fetch_vector(start + _grad_row(order[p + ahead], bags) * stride, lanes)
+        part = load_vector(total, start + _grad_row(order[p], bags) * stride, lanes, rest)
         if coefs is not None:
             coef = coefs[order[p]]
             if coef == 0:  # skip a factor of 0, since 0 * NaN is NaN
@@ -127,15 +132,15 @@ def _sum_columns(lanes, rest, c, total, order, first, last, sources, coefs, ahea
 @inline
 def _sum_run(total, order, first, last, sources, bags, coefs, winners, fetch):
     """Sum the gradients of a run of occurrences, in the order of the batch."""
-    if bags is None and winners is None and sources.shape[0] == 1:
+    if winners is None and sources.shape[0] == 1:
         dim, width, ahead = total.shape[0], WIDE // total.itemsize, fetch.grads_ahead
         rest = dim % width
         for c in range(0, dim - width + 1, width):
-            _sum_columns(wide(total), None, c, total, order, first, last, sources, coefs, ahead)
+            _sum_columns(wide(total), None, c, total, order, first, last, sources, bags, coefs, ahead)
         if rest > NARROW // total.itemsize:
-            _sum_columns(wide(total), rest, dim - rest, total, order, first, last, sources, coefs, ahead)
+            _sum_columns(wide(total), rest, dim - rest, total, order, first, last, sources, bags, coefs, ahead)
         elif rest:
-            _sum_columns(narrow(total), rest, dim - rest, total, order, first, last, sources, coefs, ahead)
+            _sum_columns(narrow(total), rest, dim - rest, total, order, first, last, sources, bags, coefs, ahead)
         return
     clear(total)
     _add_run(total, order, first, last, sources, bags, coefs, winners, fetch)

@@ -15,7 +15,6 @@ from ._instructions import (
     divide,
     first,
     inline,
-    lanes_sum,
     lanewise,
     load,
     load_once,
@@ -25,7 +24,8 @@ from ._instructions import (
     second,
     sync_warp,
 )
-from ._sharing import NONE, first_item, group_of, group_sum, groups, items_apart, mask_of, member_of
+from ._sharing import NONE, first_item, group_of, groups, items_apart, mask_of, member_of
+from .dot import dot_at
 
 SUM, MEAN, SQRTN, MAX = 0, 1, 2, 3
 
@@ -190,25 +190,6 @@ def share_bags(ids, offsets, num_bags, mode, padding, shares, zero, status):
         b += items_apart()
 
 
-@inline
-def _product(a, b, extra):
-    return a * b
-
-
-_products = lanewise(_product, 2)
-
-
-@inline
-def _dot(grad, b, weight, r, stride, dim, zero, shift):
-    """Return the dot product of a bag's gradient and a row, the same in all lanes of the group."""
-    total, c = zero[0], member_of(shift) * len(zero)
-    while c < dim:
-        g, w = load(grad, b * dim + c, zero), load_once(weight, r * stride + c, zero)
-        total += lanes_sum(_products(g, w, None))
-        c += len(zero) << shift
-    return group_sum(total, shift)
-
-
 def weights_gradient(
     weight, stride, ids, offsets, num_bags, weights, mode, padding, grad, dim, out, zero, shift, status
 ):
@@ -223,7 +204,7 @@ def weights_gradient(
         for p in range(start, end):
             product = zero[0]
             if ids[p] != padding and divisor != 0:
-                product = _dot(grad, b, weight, np.int64(ids[p]), stride, dim, zero, shift)
+                product = dot_at(weight, np.int64(ids[p]) * stride, grad, b * dim, dim, zero, shift)
                 pooled += product if weights is None else weights[p] * product
             if member == 0:
                 out[p] = product

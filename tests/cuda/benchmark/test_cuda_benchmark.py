@@ -15,7 +15,7 @@ import simulator
 import sparsembed as se
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import device, frameworks, graph, inputs, overhead, peers, report, works
-from sparsembed._cuda import array, blocks, catch_up, errors, launch, queues, reading, sorting
+from sparsembed._cuda import array, blocks, catch_up, engine, errors, launch, queues, reading, sorting
 from sparsembed.rules import rmsprop
 
 RULES = (se.SGD(0.1), se.RowwiseAdagrad(0.1), se.Adam(0.1))
@@ -157,6 +157,7 @@ TAMPERED = [
     ("gather", reading, "gather_rows", changed(argument(3), "bit"), "Mismatched elements: 1"),
     ("pool", reading, "pool_rows", changed(argument(5)), "more than rounding"),
     ("pool", reading, "pool_max", changed(argument(4), "bit"), "more than rounding"),
+    ("dot", engine, "dot", changed(argument(5)), "more than rounding"),
     ("coalesce", launch, "sum_segments", changed(SUMS), "more than rounding"),
     ("pool_gradient", launch, "sum_segments", changed(SUMS), "more than rounding"),
     ("pool_gradient", reading, "share", changed(SUMS), "more than rounding"),
