@@ -17,6 +17,13 @@ class Pool(Timed):
         self.next()
 
 
+class Dot(Timed):
+    work = "dot"
+
+    def time_dot(self, shape: str, ids: str) -> None:
+        self.next()
+
+
 class ScatterAdd(Timed):
     work = "scatter_add"
 

@@ -50,7 +50,8 @@ def prepare(work: str, shape: str, stream: str, rule_name: str = "") -> Contest:
     """Return a kind of work of `contests.ours`, run on each batch: compiled, and with all memory touched."""
     set_threads(THREADS)
     found = size(shape, stream)
-    grads = {"gather": 0, "pool": 0, "pooled_step": found.lookups // found.bag}.get(work)
+    bags = found.lookups // found.bag
+    grads = {"gather": 0, "pool": 0, "dot": bags, "pooled_step": bags}.get(work)
     batches = Batches(found, stream, grads=grads)
     contest = getattr(ours, work)(batches, *([rule(rule_name)] if rule_name else []))
     for i in range(contest.batches):

@@ -48,6 +48,8 @@ WORKS = (
     Work("pool sum, 20 ids a bag", contests.torch_pool, 1.0, 1.3, _TORCH),
     Work("pool sum, 20 ids a bag", contests.fbgemm_pool, 1.5, 2.5, _FBGEMM),
     Work("pool sum, 20 ids a bag", contests.scipy_pool),
+    Work("scores, 20 ids a vector", contests.torch_dot, needs=_TORCH),
+    Work("scores, 20 ids a vector", contests.numpy_dot),
     Work("pool + backward + rowwise Adagrad", contests.fbgemm_pooled, 3, 5, _FBGEMM),
     Work("scatter_add", contests.numpy_scatter_add),
     Work("scatter_add", contests.torch_scatter_add, needs=_TORCH),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from . import _check as check
-from ._engine import engine_of
+from ._engine import CPU, engine_of
 from ._frameworks import framework_of
 from ._gradients import check_bags
 from .bags import Bags
@@ -127,7 +127,7 @@ def _of_rows(engine: Any, ids: Any) -> tuple[Bags, tuple[int, ...]]:
     ends = engine.even_offsets(given, *shape)
     bags._engine, bags._plan = engine, ids if isinstance(ids, Plan) else None
     place = engine.Place(flat, ends, None, engine.caller_of(ids=given))
-    bags._hold(place, {"ids": flat, "offsets": ends, "per_sample_weights": None}, None)
+    bags._hold(place, {"ids": given, "offsets": ends, "per_sample_weights": None}, None)
     return bags, shape
 
 
@@ -137,7 +137,8 @@ def _vectors(engine: Any, x: Any, num_bags: int, dim: int, dtype: Any) -> Any:
         raise TypeError(f"x must be a float array of shape {(num_bags, dim)}, got {check.kind_of(x)}")
     framework = framework_of(x)
     framework.refuse_tracked(x, "x", "use sparsembed.torch.dot")
-    shape = tuple(x.shape) if hasattr(x, "shape") else framework.to_numpy(x, "x").shape
+    given = x if hasattr(x, "shape") or engine is not CPU else framework.to_numpy(x, "x")
+    shape = tuple(getattr(given, "shape", (num_bags, dim)))  # other device arrays are checked with the next line
     if shape != (num_bags, dim):
         raise ValueError(f"x must have shape {(num_bags, dim)}, one vector for each bag, got {shape}")
     return engine.gradient(x, (num_bags,), dim, dtype, "x")
@@ -300,12 +301,16 @@ class Scores:
         found, shape = _bags_of(engine, bags)
         _vectors(engine, x, found.num_bags, table.dim, table.result)
         name = f"grad_scores{after}"
-        check.gradient_given(grad_scores, name)
+        if grad_scores is None:
+            raise TypeError(f"{name} is None, expected an array of floats of shape {shape}, one number for each score")
         framework_of(grad_scores).refuse_tracked(grad_scores, name, "pass scores.grad")
         weights = engine.sample_weights(grad_scores, None, name)
         if weights.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, one number for each score, got {weights.shape}")
-        weights = weights if len(shape) == 1 else weights.reshape(len(found._place.ids))
+        given = grad_scores
+        if len(shape) > 1:
+            weights = weights.reshape(len(found._place.ids))
+            given = grad_scores.reshape(weights.size) if hasattr(grad_scores, "reshape") else weights  # the caller's
         place = found._place._replace(weights=weights)
-        given = {"ids": found.ids, "offsets": found.offsets, "per_sample_weights": weights}
+        given = {"ids": found.ids, "offsets": found.offsets, "per_sample_weights": given}
         return found._with(place, given, found._plan), x

@@ -6,7 +6,7 @@ functions that need them.
 
 from .entry import Contest, Entry
 from .limits import against_sparse_adam, flat_update, fused_update
-from .lookups import fbgemm_pool, jax_gather, numpy_gather, scipy_pool, torch_gather, torch_pool
+from .lookups import fbgemm_pool, jax_gather, numpy_dot, numpy_gather, scipy_pool, torch_dot, torch_gather, torch_pool
 from .sums import numpy_scatter_add, scipy_coalesce, torch_coalesce, torch_scatter_add
 from .training import dense_training, fbgemm_lookup, fbgemm_pooled, jax_training, torch_training
 
@@ -22,11 +22,13 @@ __all__ = [
     "fused_update",
     "jax_gather",
     "jax_training",
+    "numpy_dot",
     "numpy_gather",
     "numpy_scatter_add",
     "scipy_coalesce",
     "scipy_pool",
     "torch_coalesce",
+    "torch_dot",
     "torch_gather",
     "torch_pool",
     "torch_scatter_add",

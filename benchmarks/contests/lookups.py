@@ -53,6 +53,34 @@ def torch_pool(size: Size, stream: str) -> Contest:
     return ours.pool(batches)._replace(peers={"torch embedding_bag": Entry(step)})
 
 
+def torch_dot(size: Size, stream: str) -> Contest:
+    import torch
+
+    batches = Batches(size, stream, grads=size.lookups // size.bag)
+    weight, ids, vectors, _ = batches.torch()
+    rows = [each.view(-1, size.bag) for each in ids]
+
+    def product(i: int) -> Any:
+        return torch.bmm(torch.nn.functional.embedding(rows[i], weight), vectors[i][:, :, None]).reshape(-1)
+
+    def sums(i: int) -> Any:
+        return (torch.nn.functional.embedding(rows[i], weight) * vectors[i][:, None]).sum(-1).reshape(-1)
+
+    return ours.dot(batches)._replace(
+        peers={"torch embedding + bmm": Entry(product), "torch embedding, * and sum": Entry(sums)}
+    )
+
+
+def numpy_dot(size: Size, stream: str) -> Contest:
+    batches = Batches(size, stream, grads=size.lookups // size.bag)
+
+    def step(i: int) -> Any:
+        rows = batches.weight[batches.ids[i]].reshape(-1, size.bag, size.dim)
+        return np.einsum("bkd,bd->bk", rows, batches.grads[i]).reshape(-1)
+
+    return ours.dot(batches)._replace(peers={"numpy take + einsum": Entry(step)})
+
+
 def fbgemm_pool(size: Size, stream: str) -> Contest:
     import torch
 

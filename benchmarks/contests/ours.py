@@ -26,6 +26,13 @@ def pool(batches: Batches) -> Contest:
     return Contest(batches.number, batches.read(len(batches.offsets) - 1), entry, {})
 
 
+def dot(batches: Batches) -> Contest:
+    """Scores of batches whose gradients are the vectors of the bags."""
+    entry = Entry(lambda i: se.dot(batches.weight, se.Bags(batches.ids[i], batches.offsets), batches.grads[i]))
+    moved = batches.read(len(batches.offsets) - 1) + 4 * batches.lookups
+    return Contest(batches.number, moved, entry, {})
+
+
 def scatter_add(batches: Batches) -> Contest:
     weight = batches.weight.copy()
 

@@ -24,6 +24,7 @@ for rule in (se.SGD(0.1), se.Adagrad(0.1), se.RowwiseAdagrad(0.1, weight_decay=0
         found.append(table.pool(bags, mode))
         table.update_pooled(bags, grad[:3], mode)
     found += [table.weight, table.gradient(ids, grad).values, table.lookup(ids)]
+    found += [table.dot(plain, grad[:3]), table.dot(ids.reshape(12, 5), grad[:12])]
     found.append(se.per_sample_weights_gradient(table.weight, weighted, grad[:3], "mean"))
 options = {"norm_type": 1.0, "scale_grad_by_freq": True}
 short = se.EmbeddingTable(20, 5, se.SparseAdam(0.1), max_norm=0.5, rng=1, **options)
@@ -32,7 +33,11 @@ short.update_pooled(plain, grad[:3], "max")
 found.append(short.weight)
 found.append(se.EmbeddingTable.from_array(grad, max_norm=1.0, copy=True).weight)
 half = table.weight.astype(np.float16)
-found += [se.gather(half, ids), se.pool(half, plain)]
+found += [se.gather(half, ids), se.pool(half, plain), se.dot(half, plain, grad[:3])]
+late = se.EmbeddingTable(20, 5, se.Adam(0.1), rng=1)
+late.update(ids[:9], grad[:9])
+late.update_dot(plain, grad[:3], grad[:, 0])
+found.append(late.dot(plain, grad[:3]))
 np.savez(sys.argv[1], *found)
 """
 
@@ -46,6 +51,6 @@ def run(path, **environment):
 def test_plain_python_equals_compiled(tmp_path):
     compiled = run(str(tmp_path / "compiled.npz"))
     plain = run(str(tmp_path / "plain.npz"), NUMBA_DISABLE_JIT="1")
-    assert len(compiled) == len(plain) == 36
+    assert len(compiled) == len(plain) == 46
     for a, b in zip(compiled, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
