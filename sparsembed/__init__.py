@@ -22,6 +22,7 @@ from .rules import (
     RowwiseAdagrad,
     SparseAdam,
 )
+from .sampler import NegativeSampler
 from .storage.loading import load
 from .table import EmbeddingTable
 
@@ -35,6 +36,7 @@ __all__ = [
     "AdamW",
     "Bags",
     "EmbeddingTable",
+    "NegativeSampler",
     "PartialRowwiseAdam",
     "Plan",
     "RMSprop",
