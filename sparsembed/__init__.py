@@ -22,6 +22,7 @@ from .rules import (
     RowwiseAdagrad,
     SparseAdam,
 )
+from .sampler import NegativeSampler
 from .scores import dot
 from .storage.loading import load
 from .table import EmbeddingTable
@@ -36,6 +37,7 @@ __all__ = [
     "AdamW",
     "Bags",
     "EmbeddingTable",
+    "NegativeSampler",
     "PartialRowwiseAdam",
     "Plan",
     "RMSprop",
