@@ -99,6 +99,8 @@ CALLS = {
     "Bags.from_csr": {"matrix": scipy.sparse.csr_array(np.eye(3)), "mode": "max"},
     "Bags.concatenate": {"bags": [BAGS, PLAIN], "mode": "mean"},
     "Bags.with_weights": {"per_sample_weights": FACTORS},
+    "NegativeSampler": {"counts": ones(9), "power": 0.75, "seed": 0, "exclude": PLAIN},
+    "NegativeSampler.draw": {"n": 2, "k": 3, "keys": [0, 1]},
     "EmbeddingTable": {
         "num_rows": ROWS, "dim": DIM, "optimizer": SGD, "dtype": np.float32, "padding_idx": 0,
         "initializer": se.initializers.zeros, "rng": 0, "device": "cpu"} | OPTIONS,
@@ -333,6 +335,15 @@ BAD = [
     *(("EmbeddingTable.astype", "dtype", v, TypeError, "float32") for v in ("int32", None)),
     ("EmbeddingTable.astype", "rounding", "nearest", ValueError, "None"),
     *(("set_num_threads", "n", v, (TypeError, ValueError), "integer|most|least") for v in (0, None, 10**6)),
+    *(("NegativeSampler", "counts", v, TypeError, "integers or floats") for v in (None, "12", [True])),
+    *(("NegativeSampler", "counts", v, ValueError, "got|expected") for v in ([], [0], [1, -1], [NAN], ones(2, 2))),
+    *(("NegativeSampler", "power", v, (TypeError, ValueError), "number|finite") for v in (None, "1", -1.0, INF)),
+    *(("NegativeSampler", "seed", v, (TypeError, ValueError), "integer") for v in ("1", -1, True)),
+    *(("NegativeSampler", "exclude", v, TypeError, "CSR.*Bags") for v in ([[1]], scipy.sparse.coo_array(np.eye(3)))),
+    ("NegativeSampler", "exclude", bad_bags, IndexError, "id 9 at position 1"),
+    *(("NegativeSampler.draw", name, v, (TypeError, ValueError), "integer|least") for name in "nk" for v in (-1, 0.5)),
+    *(("NegativeSampler.draw", "keys", v, (TypeError, ValueError), "given|integers|shape") for v in (None, [0.5], [0])),
+    ("NegativeSampler.draw", "keys", [0, 2], IndexError, r"keys\[1\] is 2"),
     *(("warm_up", "table", v, TypeError, "EmbeddingTable") for v in (None, ones(2, 2))),
     *(("warm_up", "ids_dtype", v, TypeError, "int32 or int64") for v in (None, float, "x")),
     *(("testing.check_optimizer", "rule", v, TypeError, "rule") for v in ("adam", se.SGD)),
@@ -358,6 +369,7 @@ ALSO = {
 def function(path, w):
     owner, _, name = path.rpartition(".")
     owners = {"EmbeddingTable": w.table, "RowGradient": w.gradient, "Bags": PLAIN}
+    owners["NegativeSampler"] = se.NegativeSampler(ones(9), exclude=PLAIN)
     return getattr(owners.get(owner) or (getattr(se, owner) if owner else se), name)
 
 
