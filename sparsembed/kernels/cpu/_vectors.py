@@ -182,6 +182,46 @@ def add(typing, a, b):
     return a(a, b), codegen
 
 
+@intrinsic
+def product(typing, a, b):
+    """Multiply lane by lane."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fmul(*arguments)
+
+    return a(a, b), codegen
+
+
+def _upper_to_lower(builder: Any, lanes: Any, width: int) -> Any:
+    """Emit the upper half of a vector of `width` lanes, added to the lower half."""
+    halves = [[_I32(start + lane) for lane in range(width // 2)] for start in (0, width // 2)]
+    masks = [ir.Constant(ir.VectorType(_I32, width // 2), each) for each in halves]
+    return builder.fadd(*(builder.shuffle_vector(lanes, lanes, mask) for mask in masks))
+
+
+@intrinsic
+def fold(typing, lanes, like):
+    """Return the upper half of the lanes, added to the lower half; `like` is half as wide."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _upper_to_lower(builder, arguments[0], lanes.width)
+
+    return like(lanes, like), codegen
+
+
+@intrinsic
+def lanes_sum(typing, lanes):
+    """Return the sum of the lanes, as a tree."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value, width = arguments[0], lanes.width
+        while width > 1:
+            value, width = _upper_to_lower(builder, value, width), width // 2
+        return builder.extract_element(value, _I32(0))
+
+    return lanes.dtype(lanes), codegen
+
+
 def _by_number(operation: str) -> Any:
     @intrinsic
     def by_number(typing, lanes, number):
@@ -233,6 +273,17 @@ if config.DISABLE_JIT:
 
     def add(a, b):
         return a + b
+
+    def product(a, b):
+        return a * b
+
+    def fold(lanes, like):
+        return lanes[: len(like)] + lanes[len(like) :]
+
+    def lanes_sum(lanes):
+        while len(lanes) > 1:
+            lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+        return lanes[0]
 
     def multiply(lanes, number):
         return lanes * number
