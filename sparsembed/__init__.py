@@ -50,6 +50,7 @@ __all__ = [
     "gather",
     "get_num_threads",
     "initializers",
+    "jit",
     "load",
     "per_sample_weights_gradient",
     "plan",
@@ -71,8 +72,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a module that needs scipy.sparse or a GPU when it is first used."""
-    if name in ("cuda", "reference", "testing"):
+    """Import a module that needs scipy.sparse, a GPU or more of Numba when it is first used."""
+    if name in ("cuda", "jit", "reference", "testing"):
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

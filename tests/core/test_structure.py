@@ -70,6 +70,7 @@ LAYERS = (
     ("rules/",),
     ("kernels/",),
     ("_check", "_frameworks", "_options", "_saved"),
+    ("jit",),
     ("_cpu/",),
     ("_cuda/",),
     ("_engine",),
@@ -240,7 +241,7 @@ OUTSIDE = {  # what -> the only modules that may import it
     "llvmlite.ir": _LLVM,
     "numba.core.cgutils": _LLVM,
     "numba.extending.intrinsic": _LLVM,
-    "numba.extending.overload": {"rules/_dispatch"},
+    "numba.extending.overload": {"jit", "rules/_dispatch"},
     "numba.core.caching": {"_cache"},
     "threading": {
         "_compiling",
@@ -350,6 +351,12 @@ NAMES = {
     "SGD": "lr touched_weight_decay",
     "Adagrad": "lr touched_weight_decay",
     "RowwiseAdagrad": "lr",
+    "jit.prefetch_row": "weight row",
+    "jit.dot_row": "weight row x",
+    "jit.add_row": "weight row a x",
+    "jit.read_row": "weight row out",
+    "jit.row_step": "rule",
+    "jit.hyper": "rule step dtype",
     "SparseAdam": "lr betas eps touched_weight_decay",
 }
 
@@ -447,7 +454,8 @@ def test_import_and_use_load_no_framework_and_import_starts_nothing():
     script = """
 import sys, threading
 import sparsembed
-heavy = "numba.cuda torch jax tensorflow cupy pandas scipy.sparse pytest sparsembed.reference sparsembed.testing"
+heavy = "numba.cuda torch jax tensorflow cupy pandas scipy.sparse pytest"
+heavy += " sparsembed.jit sparsembed.reference sparsembed.testing"
 print([name for name in heavy.split() if name in sys.modules], threading.active_count())
 table = sparsembed.EmbeddingTable(9, 2, sparsembed.SGD(lr=0.1))
 table.update([1], table.lookup([1]))
