@@ -118,11 +118,11 @@ def _bags_of(engine: Any, bags: Any) -> tuple[Bags, tuple[int, ...]]:
 def _of_rows(engine: Any, ids: Any) -> tuple[Bags, tuple[int, ...]]:
     """Return bags of the rows of an (n, k) array of ids, or of a plan of one, and the shape of the array."""
     given, bags = original(ids), Bags.__new__(Bags)
-    flat, shape = engine.ids(given)
+    flat, shape = engine.ids(given, "bags")
     if len(shape) != 2:
         raise ValueError(
-            f"ids must have shape (n, k), one row of ids for each vector, or be Bags, got shape {shape}; for one id a "
-            "vector use ids[:, None]"
+            f"bags must be Bags, or ids of shape (n, k), one row for each vector, got ids of shape {shape}; for one id "
+            "a vector use ids[:, None]"
         )
     ends = engine.even_offsets(given, *shape)
     bags._engine, bags._plan = engine, ids if isinstance(ids, Plan) else None

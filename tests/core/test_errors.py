@@ -71,6 +71,7 @@ CALLS = {
     "plan": {"ids": IDS, "num_rows": ROWS},
     "gather": {"weight": WEIGHT, "ids": IDS, "out": OUT},
     "pool": {"weight": WEIGHT, "bags": BAGS, "mode": "mean", "out": OUT, "padding_idx": 0},
+    "dot": {"weight": WEIGHT, "bags": PLAIN, "x": GRAD, "out": None, "padding_idx": 0},
     "scatter_add": {"weight": WEIGHT, "ids": IDS, "values": GRAD, "alpha": 1.0},
     "coalesce": {"ids": IDS, "grad_out": GRAD, "num_rows": ROWS, "padding_idx": 0, "scale_grad_by_freq": True},
     "pool_gradient": POOLED | {"num_rows": ROWS, "weight": None, "scale_grad_by_freq": True},
@@ -116,6 +117,9 @@ CALLS = {
     "EmbeddingTable.update_pooled": {"bags": BAGS, "grad_out": GRAD, "mode": "mean", "check_finite": True},
     "EmbeddingTable.gradient": {"ids": IDS, "grad_out": GRAD},
     "EmbeddingTable.gradient_pooled": {"bags": BAGS, "grad_out": GRAD, "mode": "mean", "check_finite": True},
+    "EmbeddingTable.dot": {"bags": IDS[:, None], "x": GRAD, "out": None},
+    "EmbeddingTable.update_dot": {"bags": PLAIN, "x": GRAD, "grad_scores": FACTORS, "check_finite": True},
+    "EmbeddingTable.gradient_dot": {"bags": IDS[:, None], "x": GRAD, "grad_scores": FACTORS[:, None]},
     "EmbeddingTable.blocks": {"size": 3},
     "EmbeddingTable.set_rows": {"ids": IDS, "vectors": GRAD, "reset": True},
     "EmbeddingTable.take": {"rows": IDS},
@@ -146,11 +150,13 @@ LOOKUPS = "plan gather scatter_add coalesce EmbeddingTable.lookup EmbeddingTable
 STEPS = "EmbeddingTable.update EmbeddingTable.gradient"
 BOTH = "EmbeddingTable.update_pooled EmbeddingTable.gradient_pooled"
 GRADIENTS = f"{STEPS} coalesce {BOTH} pool_gradient per_sample_weights_gradient"
-READS = "gather pool per_sample_weights_gradient"
+READS = "gather pool dot per_sample_weights_gradient"
+STEPS_DOT = "EmbeddingTable.update_dot EmbeddingTable.gradient_dot"
+DOTS = f"dot EmbeddingTable.dot {STEPS_DOT}"
 POOLS = f"pool EmbeddingTable.pool {BOTH} pool_gradient per_sample_weights_gradient"
 COUNTS = "plan coalesce pool_gradient RowGradient EmbeddingTable testing.check_optimizer"
 TABLES = "EmbeddingTable EmbeddingTable.from_array"
-PADDED = "pool coalesce pool_gradient per_sample_weights_gradient EmbeddingTable EmbeddingTable.from_array"
+PADDED = "pool dot coalesce pool_gradient per_sample_weights_gradient EmbeddingTable EmbeddingTable.from_array"
 BETAS = " ".join(rule for rule in RULES if "betas" in CALLS[rule])
 SPECIAL = ("betas", "weight_decay_mode", "nesterov")
 FIELDS = [(rule, name) for rule in RULES for name in CALLS[rule] if name not in SPECIAL]
@@ -344,6 +350,17 @@ BAD = [
     *(("NegativeSampler.draw", name, v, (TypeError, ValueError), "integer|least") for name in "nk" for v in (-1, 0.5)),
     *(("NegativeSampler.draw", "keys", v, (TypeError, ValueError), "given|integers|shape") for v in (None, [0.5], [0])),
     ("NegativeSampler.draw", "keys", [0, 2], IndexError, r"keys\[1\] is 2"),
+    *((DOTS, "bags", v, TypeError, "integers") for v in (None, GRAD, "12", np.array([True, False]))),
+    *((DOTS, "bags", v, ValueError, r"\(n, k\)|per_sample_weights|mode") for v in (
+        IDS, BAGS, se.Bags(IDS, OFFSETS, mode="mean"))),
+    *((DOTS, "bags", v, IndexError, "-1|9") for v in (np.array([[1], [9]]), se.Bags([1, -1], OFFSETS))),
+    *((DOTS, "x", v, TypeError, "float|grad") for v in (None, PLAIN, np.ones((2, DIM), int), Of(lambda w: tracked(GRAD)))),
+    *((DOTS, "x", v, ValueError, r"shape \(2, ") for v in (ones(2, DIM + 1), ones(3, DIM), ones(DIM))),
+    *(("dot EmbeddingTable.dot", "out", v, (TypeError, ValueError), "shape|float32|written") for v in (
+        ones(3), np.ones((2, 1)), [1.0, 2.0], read_only(ones(2)))),
+    *((STEPS_DOT, "grad_scores", v, TypeError, "float|None|grad") for v in (None, "12", np.array([True, False]))),
+    *((STEPS_DOT, "grad_scores", v, ValueError, "shape") for v in (ones(3), ones(1, 2), 1.0)),
+    ("EmbeddingTable.update_dot", "grad_scores", np.array([NAN, 1]), ValueError, "weights.* nan"),
     *(("warm_up", "table", v, TypeError, "EmbeddingTable") for v in (None, ones(2, 2))),
     *(("warm_up", "ids_dtype", v, TypeError, "int32 or int64") for v in (None, float, "x")),
     *(("testing.check_optimizer", "rule", v, TypeError, "rule") for v in ("adam", se.SGD)),
@@ -360,6 +377,7 @@ ALSO = {
     "matrix": "indices",
     "ids": "plan",
     "bags": "per_sample_weights",
+    "grad_scores": "per_sample_weights",
     "dtype": "data type",
     "shape": "dimensions",
     "state_dict": "step",

@@ -208,10 +208,10 @@ REFUSED = {
     "one axis": (
         lambda t: t.dot([0, 1], X),
         ValueError,
-        r"ids must have shape \(n, k\).*\(2,\).*ids\[:, None",
+        r"ids of shape \(n, k\).*\(2,\).*ids\[:, None",
     ),
-    "three axes": (lambda t: t.dot(np.zeros((2, 2, 2), int), X), ValueError, r"got shape \(2, 2, 2\)"),
-    "floats": (lambda t: t.dot(IDS * 0.5, X), TypeError, "ids must be integers"),
+    "three axes": (lambda t: t.dot(np.zeros((2, 2, 2), int), X), ValueError, r"got ids of shape \(2, 2, 2\)"),
+    "floats": (lambda t: t.dot(IDS * 0.5, X), TypeError, "bags must be integers"),
     "outside": (lambda t: t.dot([[0, 1], [5, 2]], X), IndexError, "is 5, expected 0 <= id < 5"),
     "negative": (lambda t: t.dot([[0, -1], [4, 2]], X), IndexError, "is -1"),
     "no x": (lambda t: t.dot(IDS, None), TypeError, r"x must be a float array of shape \(2, 3\), got None"),
