@@ -68,7 +68,8 @@ class Framework:
             ) from None
         except (MemoryError, TypeError):
             raise
-        except Exception as error:  # a conversion written by the user can raise anything
+        except (ArithmeticError, AttributeError, BufferError, LookupError, RuntimeError) as error:
+            # What is wrong with the array; other exceptions may be those of a signal handler, which nobody may replace.
             raise TypeError(
                 f"{name} must be an array, got a {type(value).__name__} whose conversion raises "
                 f"{type(error).__name__}: {error}; convert it with np.array"
@@ -152,7 +153,7 @@ class _Torch(Framework):
                     return None
                 value = value.detach()
             array: Array = value.numpy()
-        except Exception:  # on a GPU, sparse, negated lazily, or within a transform of torch.func
+        except (RuntimeError, TypeError):  # on a GPU, sparse, negated lazily, or within a transform of torch.func
             return None
         return array
 

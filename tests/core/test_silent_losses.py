@@ -127,6 +127,20 @@ def test_an_error_of_an_objects_own_conversion_names_the_argument():
 # ---------------------------------------------------------------------- clipping
 
 
+def test_an_exception_of_a_signal_handler_is_not_taken_for_one_of_the_conversion():
+    """A handler runs in the middle of whatever Python runs, such as the conversion of a list."""
+
+    class AlarmError(Exception):
+        pass
+
+    class Array:
+        def __array__(self, dtype=None, copy=None):
+            raise AlarmError
+
+    with pytest.raises(AlarmError):
+        se.gather(np.ones((3, 2)), Array())
+
+
 def test_a_gradient_that_is_listed_twice_counts_once_and_is_scaled_once():
     gradient, dense = se.RowGradient([0], np.array([[3.0]]), 2), np.array([4.0])
     listed = [dense, dense, dense[:], dense.reshape(1)]
