@@ -50,6 +50,16 @@ def _zeros(num_bytes: int) -> Any:
 wide, half, narrow = _zeros(WIDE), _zeros(HALF), _zeros(NARROW)
 
 
+@intrinsic
+def width(typing, lanes):
+    """Return how many lanes there are, as a constant: to divide by the size of a number takes as long as 16 columns."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.get_constant(types.intp, lanes.width)
+
+    return types.intp(lanes), codegen
+
+
 def _spread(builder: Any, value: Any, width: int) -> Any:
     """Emit a vector with the same number in all lanes."""
     first = builder.insert_element(ir.Constant(ir.VectorType(value.type, width), None), value, _I32(0))
@@ -246,6 +256,9 @@ if config.DISABLE_JIT:
 
     def narrow(like):
         return np.zeros(NARROW // like.itemsize, like.dtype)
+
+    def width(lanes):
+        return len(lanes)
 
     def load_vector(array, address, like, rest):
         count = len(like) if rest is None else rest

@@ -10,7 +10,7 @@ from ._elements import load
 from ._intrinsics import last_at_most, prefetch, row_address
 from ._rows import distance, lines_of
 from ._sharing import claim, enter, join, leave, within
-from ._vectors import HALF, NARROW, WIDE, add, fold, half, lanes_sum, load_vector, narrow, product, wide
+from ._vectors import add, fold, half, lanes_sum, load_vector, narrow, product, wide, width
 from .catch_up import AHEAD_CATCHING_UP, CatchingUp, Missed, catch_up_row, prefetch_row
 
 
@@ -25,20 +25,19 @@ def _products(total, rest, c, weight, start, x, to):
 def dot_at(weight, start, x, to):
     """Return the dot product of a row at address `start`, stored as in `weight`, and a row of x at address `to`.
 
-    Sums of 64, 32 and 16 columns apart (float32), which are folded in a fixed order: the same bits wherever rows lie.
+    Sums of 64 columns apart (float32), folded to 16, which the other columns join; then a tree: an order that depends
+    on the number of columns alone.
     """
-    dim, c, total = x.shape[1], 0, wide(x)
-    while c + WIDE // x.itemsize <= dim:
-        total = _products(total, None, c, weight, start, x, to)
-        c += WIDE // x.itemsize
-    some = fold(total, half(x))
-    if c + HALF // x.itemsize <= dim:
-        some = _products(some, None, c, weight, start, x, to)
-        c += HALF // x.itemsize
-    few = fold(some, narrow(x))
-    if c + NARROW // x.itemsize <= dim:
+    dim, c, few = x.shape[1], 0, narrow(x)
+    if dim >= width(wide(x)):
+        total = wide(x)
+        while c + width(total) <= dim:
+            total = _products(total, None, c, weight, start, x, to)
+            c += width(total)
+        few = fold(fold(total, half(x)), few)
+    while c + width(few) <= dim:
         few = _products(few, None, c, weight, start, x, to)
-        c += NARROW // x.itemsize
+        c += width(few)
     if c < dim:
         few = _products(few, dim - c, c, weight, start, x, to)
     return lanes_sum(few)
