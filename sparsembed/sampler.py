@@ -70,9 +70,9 @@ class NegativeSampler:
 
     Notes
     -----
-    A draw of one id takes 4 to 6 ns on one thread, of up to a million ids; with `exclude` 10 to 20 ns if the sets of
-    excluded ids are in the cache, and up to 70 ns if they are not, for long histories as for short ones.  The sampler
-    holds 8.1 bytes for each id; with `exclude` 16.3, and 10 for each excluded pair.
+    A draw of one id takes 4 to 5 ns on one thread, of up to 100,000 ids, and 8 to 11 of a million; with `exclude` 20 ns
+    if the sets of excluded ids are in the cache, and 55 if they are not, for long histories as for short ones.  The
+    sampler holds 8.1 bytes for each id; with `exclude` 16.3, and 10 for each excluded pair.
 
     Probabilities are within ``2**-32`` of the exact ones (of more than 2**26 ids, within 2**-31).  An id whose count is
     zero is never drawn; one whose count is above zero is, with at least ``2**-33 / num_ids``.  Given `exclude`,
