@@ -89,7 +89,8 @@ def warm_up(table: EmbeddingTable, *, ids_dtype: Any = np.int64, bags: bool = Fa
     ids_dtype : {int64, int32}
         Of the ids that will be used.
     bags : bool
-        Whether to compile `pool`, `update_pooled` and `gradient_pooled`, too.
+        Whether to compile `pool`, `update_pooled` and `gradient_pooled`, too.  Scores (`EmbeddingTable.dot`) compile at
+        their first call.
 
     Returns
     -------

@@ -24,11 +24,11 @@ from .gradient import RowGradient
 from .plan import as_batch, as_lookups, original
 from .pooling import bag_gradients, max_gradient, pool_bags, pooled_gradients
 from .rules import Rule
-from .scores import Scores
+from .scores import scores_of, weighted
 from .storage.saving import save_contents
 
 
-class EmbeddingTable(Scores):
+class EmbeddingTable:
     """A (num_rows, dim) table of vectors and its optimizer.
 
     Parameters
@@ -462,6 +462,139 @@ class EmbeddingTable(Scores):
         by_freq = contents.options.scale_grad_by_freq
         where = (table.num_rows, contents.padding, by_freq, contents)
         return pooled_gradients(engine, parts, grads, mode_of(parts, mode), table, *where, check_finite=check_finite)
+
+    def dot(self, bags: Any, x: Any, *, out: Any = None) -> Any:
+        """Scores: the dot product of each row of a bag with the vector of the bag; see `sparsembed.dot`.
+
+        Parameters
+        ----------
+        bags : Bags, integer array of shape (n, k), or Plan of such an array
+            Bags without weights and without a mode other than "sum".  An array has a bag of k ids in each row.
+        x : float array of shape (num_bags, dim), or (n, dim)
+        out : array of shape (len(bags.ids),), or (n, k), optional
+            C-contiguous; written to and returned.
+
+        Returns
+        -------
+        array of shape (len(bags.ids),), or (n, k) for an array of ids
+            Of the kind of `x` (NumPy, torch, jax), in the dtype of the table; float32 for a float16 table.  The
+            padding has the score 0.
+
+        Raises
+        ------
+        TypeError
+            If `x` holds no floats or requires a gradient, ids are no integers, or `out` has another dtype.
+        ValueError
+            If bags have weights or a mode, ids have not two axes, `x` or `out` another shape, or `out` overlaps an
+            argument.
+        IndexError
+            If an id is out of range.
+
+        See Also
+        --------
+        EmbeddingTable.update_dot : the step from the gradient of the scores.
+
+        Notes
+        -----
+        Reads ``n * dim * itemsize`` bytes for n ids; if the optimizer equals a dense one, the state of these rows,
+        too: they are read with the steps that they have missed, and nothing is written.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable(9, 4, padding_idx=0, rng=0)
+        >>> table.dot([[1, 2, 0], [3, 0, 0]], np.ones((2, 4), np.float32)).shape
+        (2, 3)
+        """
+        its = self._contents
+        return scores_of(its.engine, its.table, None, bags, x, out, its.padding, its)
+
+    def update_dot(self, bags: Any, x: Any, grad_scores: Any, *, check_finite: bool = False) -> None:
+        """Take one optimizer step from the gradient of scores, in place.
+
+        Parameters
+        ----------
+        bags : Bags, integer array of shape (n, k), or Plan of such an array; or a list of them
+            As in `dot`.  A list means that one step made several sets of scores from the table.
+        x : float array of shape (num_bags, dim); or a list of them
+            The vectors that `dot` was given.
+        grad_scores : float array of the shape of the scores; or a list of them
+        check_finite : bool
+            Refuse NaN and infinity before any row changes.
+
+        Raises
+        ------
+        TypeError
+            If `x` or `grad_scores` hold no floats, are None, or require a gradient, or ids are no integers.
+        ValueError
+            If the table has no optimizer, bags have weights or a mode, lists are not equally long, a shape does not
+            fit, or `check_finite` finds NaN or infinity.
+        IndexError
+            If an id is out of range.
+            After each of these, table, state and step are as they were.
+
+        See Also
+        --------
+        EmbeddingTable.gradient_dot : the same gradient as a value.
+        EmbeddingTable.update_pooled : steps of scores and of pooled rows together.
+
+        Notes
+        -----
+        The gradient of row ``ids[p]`` is ``grad_scores[p] * x[b]``, summed over the ids of the step: this is
+        ``update_pooled(bags.with_weights(grad_scores), x)``, bit for bit.  The gradient of `x` is
+        ``pool(bags.with_weights(grad_scores))``, to be taken before the step.  To join both kinds in one step, pass a
+        list to `update_pooled`.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable.from_array(np.zeros((3, 2)), optimizer=se.SGD(lr=1.0))
+        >>> table.update_dot([[0, 2]], np.array([[1.0, 2.0]]), np.array([[-1.0, 0.5]]))
+        >>> table.weight
+        array([[ 1. ,  2. ],
+               [ 0. ,  0. ],
+               [-0.5, -1. ]])
+        """
+        self._contents.trainable()
+        self.update_pooled(*weighted(self._contents, bags, x, grad_scores), check_finite=check_finite)
+
+    def gradient_dot(self, bags: Any, x: Any, grad_scores: Any) -> RowGradient:
+        """Gradient of scores with respect to the table, as a value.
+
+        Parameters
+        ----------
+        bags : Bags, integer array of shape (n, k), or Plan of such an array; or a list of them
+            As in `update_dot`.
+        x : float array of shape (num_bags, dim); or a list of them
+        grad_scores : float array of the shape of the scores; or a list of them
+
+        Returns
+        -------
+        RowGradient
+            To be clipped, added or scaled, and given to `EmbeddingTable.apply`.
+
+        Raises
+        ------
+        TypeError
+            If `x` or `grad_scores` hold no floats, are None, or require a gradient, or ids are no integers.
+        ValueError
+            If bags have weights or a mode, lists are not equally long, or a shape does not fit.
+        IndexError
+            If an id is out of range.
+
+        See Also
+        --------
+        EmbeddingTable.update_dot : the step from it.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable(3, 2, rng=0)
+        >>> table.gradient_dot([[0, 2]], np.array([[1.0, 2.0]]), np.array([[-1.0, 0.5]])).values
+        array([[-1. , -2. ],
+               [ 0.5,  1. ]], dtype=float32)
+        """
+        return self.gradient_pooled(*weighted(self._contents, bags, x, grad_scores))
 
     def gradient(self, ids: Any, grad_out: Any) -> RowGradient:
         """Return the coalesced gradient of a batch as a value, without its padding.

@@ -186,12 +186,14 @@ def test_plans_are_taken(rule, rng):
 
 @pytest.mark.parametrize("n", [40, 3000])
 @pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn"])
+@pytest.mark.parametrize("by_freq", [False, True])
 @pytest.mark.parametrize("rule", RULES, ids=repr)
-def test_weighted_steps_of_few_ids_have_the_bits_of_others(rule, mode, n, rng):
+def test_weighted_steps_of_few_ids_have_the_bits_of_others(rule, by_freq, mode, n, rng):
     ids, lengths = pick_ids(rng, n, 50, "hot"), np.sort(rng.integers(0, n + 1, n // 4))
     weights = numbers(rng, n, "f8", grid=True)  # with zeros
     bags, grad = se.Bags(ids, np.array([0, *lengths, n]), weights), numbers(rng, (n // 4 + 1, 24), "f4")
-    few, many = (se.EmbeddingTable(50, 24, rule, padding_idx=1, rng=0) for _ in range(2))
+    options = {"padding_idx": 1, "scale_grad_by_freq": by_freq}
+    few, many = (se.EmbeddingTable(50, 24, rule, rng=0, **options) for _ in range(2))
     for _ in range(2):
         assert CPU.update_bags_few(few._contents, bags, grad, mode)
         many.update_pooled(bags, grad, mode, check_finite=True)
