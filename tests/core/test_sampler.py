@@ -222,7 +222,11 @@ def test_results_are_int64_of_the_shape():
     assert sampler.draws == 5
 
 
-@pytest.mark.parametrize("rng", [2**64, np.random.SeedSequence(3), np.random.default_rng(4), None], ids=repr)
+@pytest.mark.parametrize(
+    "rng",
+    [2**64, np.random.SeedSequence(3), np.random.default_rng(4), None],
+    ids=["int", "sequence", "generator", "none"],
+)
 def test_seeds_are_what_they_are_elsewhere(rng):
     first, again = (se.NegativeSampler(COUNTS, seed=copy.deepcopy(rng)).seed for _ in range(2))
     assert 0 <= first < WORD
