@@ -136,8 +136,8 @@ class Engine(Protocol):
     def even_offsets(self, ids: Any, n: int, k: int) -> Any:
         """Return the offsets of n bags of k ids each, on the device of the caller's `ids`."""
 
-    def dot_few(self, table: Any, place: Any, x: Any, padding: int) -> Any:
-        """Return the scores of a small batch, or None, as `gather_few`."""
+    def dot_few(self, table: Any, place: Any, x: Any, padding: int, given: Any = None) -> Any:
+        """Return the scores of a small batch, or None, as `gather_few`; `given` is the caller's weight."""
 
     def dot(self, call: Any, table: Any, place: Any, x: Any, padding: int, out: Any, missed: Any = None) -> None:
         """``out[p] = weight[ids[p]] @ x[bag of p]``, 0 for padding; out (n,)."""

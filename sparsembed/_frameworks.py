@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from ._signals import is_own
 from ._typing import Array
 
 LEGACY = 1  # the default stream in the CUDA array interface, which does not allow 0
 # Integers that are converted to int64; a uint64 that does not fit becomes negative, and so out of range.
 _NARROW = {"int8", "int16", "uint8", "uint16", "uint32", "uint64"}
 _CUDA = (2, 13)  # DLPack's numbers for CUDA memory and managed memory
+
+
+class RaggedError(ValueError):
+    """A list whose parts do not make an array."""
 
 
 class Framework:
@@ -62,14 +67,15 @@ class Framework:
             if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
                 return np.from_dlpack(value)
             return np.asarray(value)
-        except ValueError as error:  # a ragged list
-            raise ValueError(
-                f"{name} must be an array, got a {type(value).__name__} that is not one: {error}"
-            ) from None
         except (MemoryError, TypeError):
             raise
-        except (ArithmeticError, AttributeError, BufferError, LookupError, RuntimeError) as error:
-            # What is wrong with the array; other exceptions may be those of a signal handler, which nobody may replace.
+        except Exception as error:  # a conversion written by the user can raise anything
+            if not is_own(error):
+                raise
+            if isinstance(error, ValueError):  # a ragged list
+                raise RaggedError(
+                    f"{name} must be an array, got a {type(value).__name__} that is not one: {error}"
+                ) from None
             raise TypeError(
                 f"{name} must be an array, got a {type(value).__name__} whose conversion raises "
                 f"{type(error).__name__}: {error}; convert it with np.array"
@@ -144,6 +150,8 @@ class _Torch(Framework):
         try:
             return np.asarray(value.detach().resolve_conj().resolve_neg())
         except (TypeError, RuntimeError) as error:  # a nested tensor, or one of a transform of torch.func
+            if not is_own(error):
+                raise
             raise TypeError(f"{name} is a tensor that NumPy cannot view: {error}") from error
 
     def plain(self, value: Any, tracked: bool = True) -> Array | None:
@@ -153,7 +161,9 @@ class _Torch(Framework):
                     return None
                 value = value.detach()
             array: Array = value.numpy()
-        except (RuntimeError, TypeError):  # on a GPU, sparse, negated lazily, or within a transform of torch.func
+        except Exception as error:  # on a GPU, sparse, negated lazily, or within a transform of torch.func
+            if not is_own(error):
+                raise
             return None
         return array
 

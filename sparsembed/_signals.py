@@ -1,10 +1,20 @@
-"""Delay signals until a function has ended."""
+"""Delay signals until a function has ended, and tell the exceptions of their handlers from others."""
 
 import functools
 import signal
 import threading
 from collections.abc import Callable
 from typing import Any
+
+
+def is_own(error: BaseException) -> bool:
+    """Whether an exception, where it is caught, comes from the call itself, and not from a signal handler.
+
+    Python runs handlers at the end of a call into C, too; what they raise looks like an exception of that call, but has
+    a frame of its own.  Frames of ``__array__`` and its like belong to the call.
+    """
+    after = None if error.__traceback__ is None else error.__traceback__.tb_next
+    return after is None or after.tb_frame.f_code.co_name.startswith("__")
 
 
 def uninterrupted(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from . import _check as check
+from ._cpu.inputs import finite
 from ._engine import CPU, engine_of
 from ._frameworks import framework_of
 from ._gradients import check_bags
@@ -76,7 +77,7 @@ def scores_of(
     """Return `dot` of the caller's weight, or of a table's contents, whose rows may have missed steps."""
     bags, shape = _bags_of(engine, bags)
     place, free = bags._place, contents is None or contents.is_free
-    if out is None and free and (found := engine.dot_few(table, place, x, padding)) is not None:
+    if out is None and free and (found := engine.dot_few(table, place, x, padding, given)) is not None:
         return found if len(shape) == 1 else found.reshape(shape)
     vectors = _vectors(engine, x, place.num_bags, table.dim, table.result)
     arrays = {"x": x, "ids": bags.ids, "offsets": bags.offsets}
@@ -99,29 +100,29 @@ def scores_of(
         engine.end(call)
 
 
-def _bags_of(engine: Any, bags: Any) -> tuple[Bags, tuple[int, ...]]:
+def _bags_of(engine: Any, bags: Any, name: str = "bags") -> tuple[Bags, tuple[int, ...]]:
     """Return bags whose rows can have scores, and the shape of the scores; rows of an (n, k) array become bags."""
     if not isinstance(bags, Bags):
-        return _of_rows(engine, bags)
+        return _of_rows(engine, bags, name)
     if bags.per_sample_weights is not None:
         raise ValueError(
-            "bags must have no per_sample_weights here, for the gradients of the scores take their place; leave them "
-            "out with bags.with_weights(None)"
+            f"{name} must have no per_sample_weights here, for the gradients of the scores take their place; leave "
+            "them out with bags.with_weights(None)"
         )
     if bags.mode not in (None, "sum"):
-        raise ValueError(f"bags must have no mode but 'sum' here, got {bags.mode!r}; make them without a mode")
+        raise ValueError(f"{name} must have no mode but 'sum' here, got {bags.mode!r}; make them without a mode")
     check_bags(engine, bags, None)
     return bags, (len(bags._place.ids),)
 
 
-def _of_rows(engine: Any, ids: Any) -> tuple[Bags, tuple[int, ...]]:
+def _of_rows(engine: Any, ids: Any, name: str) -> tuple[Bags, tuple[int, ...]]:
     """Return bags of the rows of an (n, k) array of ids, or of a plan of one, and the shape of the array."""
     given, bags = original(ids), Bags.__new__(Bags)
-    flat, shape = engine.ids(given, "bags")
+    flat, shape = engine.ids(given, name)
     if len(shape) != 2:
         raise ValueError(
-            f"bags must be Bags, or ids of shape (n, k), one row for each vector, got ids of shape {shape}; for one id "
-            "a vector use ids[:, None]"
+            f"{name} must be Bags, or ids of shape (n, k), one row for each vector, got ids of shape {shape}; for one "
+            "id a vector use ids[:, None]"
         )
     ends = engine.even_offsets(given, *shape)
     bags._engine, bags._plan = engine, ids if isinstance(ids, Plan) else None
@@ -130,37 +131,40 @@ def _of_rows(engine: Any, ids: Any) -> tuple[Bags, tuple[int, ...]]:
     return bags, shape
 
 
-def _vectors(engine: Any, x: Any, num_bags: int, dim: int, dtype: Any) -> Any:
+def _vectors(engine: Any, x: Any, num_bags: int, dim: int, dtype: Any, name: str = "x") -> Any:
     """Check the vectors of bags; return them in a dtype, with contiguous rows."""
     if x is None or isinstance(x, Bags):
-        raise TypeError(f"x must be a float array of shape {(num_bags, dim)}, got {check.kind_of(x)}")
+        raise TypeError(f"{name} must be a float array of shape {(num_bags, dim)}, got {check.kind_of(x)}")
     framework = framework_of(x)
-    framework.refuse_tracked(x, "x", "use sparsembed.torch.dot")
-    given = x if hasattr(x, "shape") or engine is not CPU else framework.to_numpy(x, "x")
+    framework.refuse_tracked(x, name, "use sparsembed.torch.dot")
+    given = x if hasattr(x, "shape") or engine is not CPU else framework.to_numpy(x, name)
     shape = tuple(getattr(given, "shape", (num_bags, dim)))  # other device arrays are checked with the next line
     if shape != (num_bags, dim):
-        raise ValueError(f"x must have shape {(num_bags, dim)}, one vector for each bag, got {shape}")
-    return engine.gradient(x, (num_bags,), dim, dtype, "x")
+        raise ValueError(f"{name} must have shape {(num_bags, dim)}, one vector for each bag, got {shape}")
+    return engine.gradient(x, (num_bags,), dim, dtype, name)
 
 
-def weighted(its: Any, bags: Any, x: Any, grad_scores: Any) -> tuple[Any, Any]:
+def weighted(its: Any, bags: Any, x: Any, grad_scores: Any, check_finite: bool = False) -> tuple[Any, Any]:
     """Return bags with the gradients of scores as weights, and the vectors of bags, as `update_pooled` takes them."""
     if not (isinstance(bags, list | tuple) and (is_several(bags) or any(isinstance(b, Bags) for b in bags))):
-        return _weighted_one(its, bags, x, grad_scores, "")
+        return _weighted_one(its, bags, x, grad_scores, check_finite, "")
     counts = [len(each) if isinstance(each, list | tuple) else 0 for each in (bags, x, grad_scores)]
     if len({*counts}) > 1:
         raise ValueError(
             f"bags, x and grad_scores must be lists of one length, got bags of {counts[0]}, "
             f"{check.kind_of(x)} and {check.kind_of(grad_scores)}"
         )
-    parts = [_weighted_one(its, *each, f"[{i}]") for i, each in enumerate(zip(bags, x, grad_scores, strict=True))]
+    parts = [
+        _weighted_one(its, *each, check_finite, f"[{i}]")
+        for i, each in enumerate(zip(bags, x, grad_scores, strict=True))
+    ]
     return [bag for bag, _ in parts], [vectors for _, vectors in parts]
 
 
-def _weighted_one(its: Any, bags: Any, x: Any, grad_scores: Any, after: str) -> tuple[Bags, Any]:
+def _weighted_one(its: Any, bags: Any, x: Any, grad_scores: Any, check_finite: bool, after: str) -> tuple[Bags, Any]:
     engine, table = its.engine, its.table
-    found, shape = _bags_of(engine, bags)
-    _vectors(engine, x, found.num_bags, table.dim, table.result)
+    found, shape = _bags_of(engine, bags, f"bags{after}")
+    vectors = _vectors(engine, x, found.num_bags, table.dim, table.result, f"x{after}")
     name = f"grad_scores{after}"
     if grad_scores is None:
         raise TypeError(f"{name} is None, expected an array of floats of shape {shape}, one number for each score")
@@ -168,6 +172,9 @@ def _weighted_one(its: Any, bags: Any, x: Any, grad_scores: Any, after: str) -> 
     weights = engine.sample_weights(grad_scores, None, name)
     if weights.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, one number for each score, got {weights.shape}")
+    if check_finite and engine is CPU:  # here, so that messages name these arguments; a GPU refuses the check
+        finite(vectors, f"x{after}")
+        finite(weights, name)
     given = grad_scores
     if len(shape) > 1:
         weights = weights.reshape(len(found._place.ids))

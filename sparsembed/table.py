@@ -477,8 +477,8 @@ class EmbeddingTable:
         Returns
         -------
         array of shape (len(bags.ids),), or (n, k) for an array of ids
-            Of the kind of `x` (NumPy, torch, jax), in the dtype of the table; float32 for a float16 table.  The
-            padding has the score 0.
+            Of the kind of `x` (NumPy, torch, jax), or else of the ids; in the dtype of the table, float32 for a float16
+            table.  The padding has the score 0.
 
         Raises
         ------
@@ -556,7 +556,9 @@ class EmbeddingTable:
                [-0.5, -1. ]])
         """
         self._contents.trainable()
-        self.update_pooled(*weighted(self._contents, bags, x, grad_scores), check_finite=check_finite)
+        check_finite = check.flag(check_finite, "check_finite")
+        parts = weighted(self._contents, bags, x, grad_scores, check_finite)
+        self.update_pooled(*parts, check_finite=check_finite)
 
     def gradient_dot(self, bags: Any, x: Any, grad_scores: Any) -> RowGradient:
         """Gradient of scores with respect to the table, as a value.

@@ -21,7 +21,7 @@ from .catch_up import Missed
 from .inputs import IDS, Table, in_range, table_of
 from .memory import LARGE
 
-_FEW_BYTES = 1 << 20  # bytes of rows of a small batch: one thread, in one call, is as fast as two
+FEW_BYTES = 1 << 20  # bytes of rows of a small batch: one thread, in one call, is as fast as two
 
 
 class Place(NamedTuple):
@@ -50,7 +50,7 @@ def gather_few(weight: Any, ids: Any, table: Table | None = None, out: Any = Non
     if weight is None or array is None or not _is_quick(weight) or array.dtype not in IDS:
         return None
     dim, n = weight.shape[1], array.size
-    size, most = n * dim * weight.itemsize, _FEW_BYTES << (weight.nbytes <= NEAR_BYTES)
+    size, most = n * dim * weight.itemsize, FEW_BYTES << (weight.nbytes <= NEAR_BYTES)
     if size >= LARGE or not array.flags.carray:
         return None
     flat = array if array.ndim == 1 else array.reshape(n)
@@ -81,7 +81,7 @@ def pool_few(weight: Any, place: Place, mode: int, padding: int, table: Table | 
     if weight is None or weights is not None or mode == check.MODES["max"] or not _is_quick(weight):
         return None
     dim, num_bags = weight.shape[1], len(offsets) - 1
-    most = _FEW_BYTES << 2 * (weight.nbytes <= NEAR_BYTES)  # rows in the cache take a quarter of the time
+    most = FEW_BYTES << 2 * (weight.nbytes <= NEAR_BYTES)  # rows in the cache take a quarter of the time
     if not caller.takes_any:
         return None
     if (size := num_bags * dim * weight.itemsize) >= LARGE:

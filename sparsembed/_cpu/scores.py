@@ -15,9 +15,7 @@ from .catch_up import Missed
 from .entry import host_array
 from .inputs import Table
 from .memory import LARGE
-from .reading import Place, outside
-
-_FEW_BYTES = 1 << 20  # bytes of rows of a small batch: one thread, in one call, is as fast as two
+from .reading import FEW_BYTES, Place, outside
 
 
 def even_offsets(ids: Any, n: int, k: int) -> Array:
@@ -28,12 +26,12 @@ def even_offsets(ids: Any, n: int, k: int) -> Array:
     return ends
 
 
-def dot_few(table: Table, place: Place, x: Any, padding: int) -> Any:
+def dot_few(table: Table, place: Place, x: Any, padding: int, given: Any = None) -> Any:
     """Return the scores of a small batch, in one compiled call; None if `dot` has to do it, with the checks before."""
     weight, ids, vectors = table.array, place.ids, host_array(x)
     if vectors is None or vectors.dtype != weight.dtype or vectors.shape != (place.num_bags, table.dim):
         return None
-    most = _FEW_BYTES << 2 * (weight.nbytes <= NEAR_BYTES)
+    most = FEW_BYTES << 2 * (weight.nbytes <= NEAR_BYTES)
     if weight.dtype not in check.FLOATS or not weight.flags.carray or len(ids) * weight.itemsize >= LARGE:
         return None
     if len(ids) * table.dim * weight.itemsize > most and threads.num_threads() > 1:
@@ -41,7 +39,8 @@ def dot_few(table: Table, place: Place, x: Any, padding: int) -> Any:
     out = np.empty(len(ids), weight.dtype)
     if not kernels.dot_few(weight, ids, place.offsets, vectors, padding, out):
         return None
-    caller = framework_of(x) if type(x) is not np.ndarray else place.caller
+    frameworks = (framework_of(each) for each in (given, x) if each is not None)
+    caller = next((each for each in frameworks if each is not NUMPY), place.caller)
     return out if caller is NUMPY else caller.of_numpy(out)
 
 

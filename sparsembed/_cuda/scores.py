@@ -20,7 +20,7 @@ def even_offsets(ids: Any, n: int, k: int) -> DeviceArray:
     return ends
 
 
-def dot_few(table: Table, place: Place, x: Any, padding: int) -> Any:
+def dot_few(table: Table, place: Place, x: Any, padding: int, given: Any = None) -> Any:
     """Return None: a batch of any size takes the same launch."""
 
 

@@ -88,7 +88,8 @@ def dot(module: TableModule, input: Any, x: Any, offsets: Any = None) -> Any:  #
 
     Notes
     -----
-    No tensor of shape (n, k, embedding_dim) is made, forward or backward.  The gradient of the table is sparse; that of
+    No tensor of shape (n, k, embedding_dim) is made, forward or backward, but in programs that torch records (export,
+    trace) and under transforms of `torch.func`.  The gradient of the table is sparse; that of
     a fused module becomes part of its step.  For one score a row give `input` the shape (n, 1).  The gradient of `x`
     reads the rows again, so they must not change between forward and backward.
 
@@ -113,22 +114,37 @@ def dot(module: TableModule, input: Any, x: Any, offsets: Any = None) -> Any:  #
 
 
 def _recorded(module: Any, ids: Any, x: Any, offsets: Any, frozen: bool = False) -> Any:
-    """Return the scores of torch's own functions, for a program that torch records."""
+    """Return the scores of torch's own functions, for a program that torch records; these make all rows."""
     weight = module._settled()
     weight = weight.detach() if frozen else weight
+    _check_shapes(ids, x, offsets, weight.shape[1])
     with unwatched(weight):
         rows = torch.nn.functional.embedding(ids, weight)
+    if module.padding_idx is not None:  # rows, not scores: 0 * NaN is NaN in their gradient
+        rows = rows.masked_fill((ids == module.padding_idx)[..., None], 0)
     if offsets is None:
         vectors = x[:, None]
     else:
-        ends = (
-            offsets
-            if getattr(module, "include_last_offset", False)
-            else torch.nn.functional.pad(offsets, (0, 1), value=len(ids))
-        )
+        last = getattr(module, "include_last_offset", False)
+        ends = offsets if last else torch.nn.functional.pad(offsets, (0, 1), value=len(ids))
         vectors = x.repeat_interleave(ends.diff(), dim=0, output_size=len(ids))
-    scores = (rows * vectors.to(weight.dtype)).sum(-1)
-    return scores if module.padding_idx is None else scores.masked_fill(ids == module.padding_idx, 0)
+    return (rows * vectors.to(weight.dtype)).sum(-1)
+
+
+def _check_shapes(ids: Any, x: Any, offsets: Any, dim: int) -> None:
+    """Refuse shapes that do not fit, which torch's functions would broadcast."""
+    if ids.dim() not in (1, 2):
+        raise ValueError(f"input must have one or two dimensions, got {ids.dim()}")
+    if ids.dim() == 1 and offsets is None:
+        raise ValueError(
+            "input must have shape (n, k), or (n,) with offsets, got one dimension; for one id a vector use "
+            "input[:, None]"
+        )
+    if ids.dim() == 2 and offsets is not None:
+        raise ValueError("offsets must be None for an input of shape (num_bags, ids in each)")
+    if x.dim() != 2 or x.shape[1] != dim or (offsets is None and x.shape[0] != ids.shape[0]):
+        wanted = f"({'num_bags' if offsets is not None else ids.shape[0]}, {dim})"
+        raise ValueError(f"x must have shape {wanted}, one vector for each bag, got {tuple(x.shape)}")
 
 
 @untraced
@@ -137,7 +153,8 @@ def _dot(module: Any, ids: Any, x: Any, offsets: Any) -> Any:
         return _recorded(module, ids, x, offsets)
     _check.ids(ids)
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-        raise TypeError(f"x must be a tensor of floats, got {getattr(x, 'dtype', type(x).__name__)}")
+        got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise TypeError(f"x must be a tensor of floats, got {got}")
     _check.place(x.device, "x")
     if torch._C._are_functorch_transforms_active():
         weight = module._parameters["weight"]
@@ -145,14 +162,11 @@ def _dot(module: Any, ids: Any, x: Any, offsets: Any) -> Any:
         return _recorded(module, ids, x, offsets, frozen=True)
     weight, table = module._current()
     refuse_tangents(weight, x)
-    if ids.dim() == 1 and offsets is None:
-        raise ValueError(
-            "input must have shape (n, k), or (n,) with offsets, got one dimension; for one id a vector use "
-            "input[:, None]"
-        )
+    _check_shapes(ids, x, offsets, table.dim)
     flat, ends = ends_of(ids, offsets, getattr(module, "include_last_offset", False))
     bags = Bags(flat, ends)
-    if x.shape != (wanted := (bags.num_bags, table.dim)):
+    if len(x) != bags.num_bags:
+        wanted = (bags.num_bags, table.dim)
         raise ValueError(f"x must have shape {wanted}, one vector for each bag, got {tuple(x.shape)}")
     x, leaf = x.to(weight.dtype), module._leaf(weight)
     try:

@@ -200,6 +200,21 @@ def test_weighted_steps_of_few_ids_have_the_bits_of_others(rule, by_freq, mode, 
     assert everything(few) == everything(many)
 
 
+def test_the_kind_of_the_result_is_that_of_the_weight_before_that_of_x(rng):
+    """With few ids as with many, and whatever the number of threads."""
+    torch = pytest.importorskip("torch")
+    weight, x = numbers(rng, (200_000, 32), "f4"), numbers(rng, (10_000, 32), "f4")
+    ids = rng.integers(0, 200_000, (10_000, 10))
+    for n in (10, 10_000):
+        results = [
+            se.dot(torch.from_numpy(weight), ids[:n], x[:n]),
+            se.dot(weight, ids[:n], torch.from_numpy(x[:n])),
+            se.dot(weight, torch.from_numpy(ids[:n]), x[:n]),
+        ]
+        assert all(isinstance(each, torch.Tensor) for each in results)
+        assert isinstance(se.dot(weight, ids[:n], x[:n]), np.ndarray)
+
+
 # ---------------------------------------------------------------------- refused
 
 W, IDS, X, G = np.ones((5, 3), np.float32), np.array([[0, 1], [4, 2]]), np.ones((2, 3), np.float32), np.ones((2, 2))
@@ -230,10 +245,12 @@ REFUSED = {
     "scores": (lambda t: t.update_dot(IDS, X, G[0]), ValueError, r"grad_scores must have shape \(2, 2\)"),
     "scores of bags": (lambda t: t.update_dot(BAGS, X, G), ValueError, r"grad_scores must have shape \(4,\)"),
     "no scores": (lambda t: t.update_dot(IDS, X, None), TypeError, "grad_scores is None"),
-    "NaN": (lambda t: t.update_dot(IDS, X, G * np.nan, check_finite=True), ValueError, "finite"),
-    "NaN in x": (lambda t: t.update_dot(IDS, X * np.nan, G, check_finite=True), ValueError, "finite"),
+    "NaN": (lambda t: t.update_dot(IDS, X, G * np.nan, check_finite=True), ValueError, "grad_scores is nan"),
+    "NaN in x": (lambda t: t.update_dot(IDS, X * np.nan, G, check_finite=True), ValueError, "x is nan at row 0"),
     "two and one": (lambda t: t.update_dot([IDS, IDS], [X], [G, G]), ValueError, "lists of one length"),
     "list and array": (lambda t: t.update_dot([IDS], X, G), ValueError, "lists of one length"),
+    "second x": (lambda t: t.update_dot([IDS, IDS], [X, X[0]], [G, G]), ValueError, r"x\[1\] must have shape"),
+    "second bags": (lambda t: t.update_dot([IDS, IDS[0]], [X, X], [G, G]), ValueError, r"bags\[1\] must be Bags"),
     "second": (lambda t: t.update_dot([IDS, IDS], [X, X], [G, G[0]]), ValueError, r"grad_scores\[1\] must have shape"),
     "outside in a step": (lambda t: t.update_dot([[0, 1], [5, 2]], X, G), IndexError, "5"),
 }

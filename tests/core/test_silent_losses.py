@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -127,18 +128,32 @@ def test_an_error_of_an_objects_own_conversion_names_the_argument():
 # ---------------------------------------------------------------------- clipping
 
 
-def test_an_exception_of_a_signal_handler_is_not_taken_for_one_of_the_conversion():
-    """A handler runs in the middle of whatever Python runs, such as the conversion of a list."""
+class AlarmError(Exception):
+    pass
 
-    class AlarmError(Exception):
-        pass
+
+@pytest.mark.parametrize("kind", [AlarmError, RuntimeError, ValueError, AttributeError])
+def test_an_exception_of_a_signal_handler_is_not_taken_for_one_of_the_conversion(kind):
+    """A handler runs at the end of any call into C, such as the conversion of an array."""
+
+    def handler(*_, **__):
+        raise error
 
     class Array:
-        def __array__(self, dtype=None, copy=None):
-            raise AlarmError
+        __array__ = functools.partial(handler)  # no method, which would be the conversion's own
 
-    with pytest.raises(AlarmError):
+    error = kind("alarm")
+    with pytest.raises(kind) as caught:
         se.gather(np.ones((3, 2)), Array())
+    assert caught.value is error
+    torch = pytest.importorskip("torch")
+
+    class Tensor(torch.Tensor):
+        numpy = functools.partial(handler)
+
+    with pytest.raises(kind) as caught:
+        se.gather(np.ones((3, 2)), torch.zeros(2, dtype=torch.int64).as_subclass(Tensor))
+    assert caught.value is error
 
 
 def test_a_gradient_that_is_listed_twice_counts_once_and_is_scaled_once():

@@ -203,12 +203,46 @@ def test_exported_and_transformed(ragged):
         torch.func.grad(lambda vectors: module(ids, vectors, offsets).sum())(x.detach())
 
 
+def test_a_row_of_padding_may_hold_anything():
+    module, (ids, x, _) = Scorer(st.Embedding(V, D, padding_idx=PADDING)), inputs()
+    ids[0, 0] = PADDING
+    with torch.no_grad():
+        module.embedding.weight[PADDING] = torch.nan
+    exported = torch.export.export(copy.deepcopy(module), (ids, x.detach())).module()
+    for each in (module, exported):
+        x.grad = None
+        each(ids, x).sum().backward()
+        assert torch.isfinite(x.grad).all()
+
+
+RECORDED = {
+    "exported": lambda module, *given: torch.export.export(module, given),
+    "of torch.func": lambda module, ids, x, *more: torch.func.vmap(lambda v: module(ids, v, *more))(x[None]),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_recorded_programs_check_shapes(kind):
+    module, (ids, x, _) = Scorer(st.Embedding(V, D)).requires_grad_(False), inputs()
+    with pytest.raises(ValueError, match=r"x must have shape \(4, 5\)"):
+        RECORDED[kind](module, ids, x.detach()[:1])
+    with pytest.raises(ValueError, match="offsets must be None"):
+        RECORDED[kind](module, ids, x.detach(), OFFSETS)
+    with pytest.raises(ValueError, match=r"input\[:, None\]"):
+        RECORDED[kind](module, ids[0], x.detach())
+
+
 IDS, X, _ = inputs()
 REFUSED = {
     "module": (lambda m: st.dot(torch.nn.Embedding(V, D), IDS, X), TypeError, "module must be.*convert"),
     "ids": (lambda m: st.dot(m, IDS.float(), X), TypeError, "input must be int32 or int64"),
     "one axis": (lambda m: st.dot(m, IDS[0], X), ValueError, r"input\[:, None\]"),
     "x": (lambda m: st.dot(m, IDS, None), TypeError, "x must be a tensor of floats, got NoneType"),
+    "x of NumPy": (
+        lambda m: st.dot(m, IDS, X.detach().numpy()),
+        TypeError,
+        "x must be a tensor of floats, got ndarray",
+    ),
     "x of integers": (lambda m: st.dot(m, IDS, X.long()), TypeError, "x must be a tensor of floats, got torch.int64"),
     "shape of x": (lambda m: st.dot(m, IDS, X[:2]), ValueError, r"x must have shape \(4, 5\).*\(2, 5\)"),
     "outside": (lambda m: st.dot(m, IDS + V, X), IndexError, r"input\[0, 0\] is"),

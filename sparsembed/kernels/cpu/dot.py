@@ -65,7 +65,6 @@ def dot_row(weight, r, x, to, scratch, member, catching_up):
     if catching_up is None:
         if scratch is None:
             return dot_at(weight, row_address(weight, r), x, to)
-        # not after the return: Numba leaves out branches, not what follows them
         array, row = _copied(weight, r, member, scratch)
         return dot_at(array, row_address(array, row), x, to)
     array, row = _caught_up(weight, r, member, catching_up)
