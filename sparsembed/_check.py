@@ -233,6 +233,18 @@ def not_floats(value: Any, array: Any, name: str, kinds: str = "floats") -> Type
     return TypeError(f"{name} must hold {kinds}, got {got}; {advice}")
 
 
+class RaggedError(ValueError):
+    """A list whose parts do not make an array."""
+
+
+def not_converted(error: Exception, value: Any, name: str) -> Exception:
+    """Return the error for an argument whose conversion to an array has raised one."""
+    got = f"{name} must be an array, got a {type(value).__name__}"
+    if isinstance(error, ValueError):
+        return RaggedError(f"{got} that is not one: {error}")
+    return TypeError(f"{got} whose conversion raises {type(error).__name__}: {error}; convert it with np.array")
+
+
 def not_gradient(value: Any) -> TypeError:
     """Return the error for an argument that is no `RowGradient`."""
     several = isinstance(value, list | tuple) and any(type(each).__name__ == "RowGradient" for each in value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ._check import not_converted
 from ._signals import is_own
 from ._typing import Array
 
@@ -16,10 +17,6 @@ LEGACY = 1  # the default stream in the CUDA array interface, which does not all
 # Integers that are converted to int64; a uint64 that does not fit becomes negative, and so out of range.
 _NARROW = {"int8", "int16", "uint8", "uint16", "uint32", "uint64"}
 _CUDA = (2, 13)  # DLPack's numbers for CUDA memory and managed memory
-
-
-class RaggedError(ValueError):
-    """A list whose parts do not make an array."""
 
 
 class Framework:
@@ -72,14 +69,7 @@ class Framework:
         except Exception as error:  # a conversion written by the user can raise anything
             if not is_own(error):
                 raise
-            if isinstance(error, ValueError):  # a ragged list
-                raise RaggedError(
-                    f"{name} must be an array, got a {type(value).__name__} that is not one: {error}"
-                ) from None
-            raise TypeError(
-                f"{name} must be an array, got a {type(value).__name__} whose conversion raises "
-                f"{type(error).__name__}: {error}; convert it with np.array"
-            ) from error
+            raise not_converted(error, value, name) from error
 
     def plain(self, value: Any, tracked: bool = True) -> Array | None:
         """View an array in host memory as a NumPy array at the cost of one call; None where `to_numpy` is needed.

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _check as check
-from .._frameworks import RaggedError, as_array, framework_of
+from .._frameworks import as_array, framework_of
 from .._typing import Array
 from ..kernels.cpu import few
 from ..kernels.cpu._rows import NEAR_BYTES
@@ -118,7 +118,7 @@ def id_array(value: Any, name: str = "ids") -> Array:
     """Check the dtype of ids, and return an int32 or int64 array of any shape; other integers are copied to int64."""
     try:
         array = as_array(value, name)
-    except RaggedError as error:
+    except check.RaggedError as error:
         raise ValueError(f"{error}; lists of different lengths are bags: se.Bags.from_lists(lists)") from None
     if array.dtype in IDS:
         return array
