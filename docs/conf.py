@@ -53,10 +53,15 @@ numpydoc_validation_checks = {
     "EX01",  # tests/core/test_structure.py demands examples, and knows who shares one with its class
     "PR07",  # parameters and results whose type says it all
     "RT03",
+    "PR06",  # ids are integers of several dtypes, not Python's int
+    "PR08",  # descriptions begin with names of dtypes and arguments, which have no capitals
+    "SA03",  # what stands beside a name goes on from it
+    "SA04",  # a name that says it all
     "SA01",  # a page holds what belongs together, so there is little to see elsewhere
 }
 numpydoc_validation_exclude = {
     r"\.reference\.",  # parameters are those of the functions of the same names
+    r"\.blocks$",  # it yields
     r"\.Plan$",  # made by `plan`
     r"\.torch\.",  # parameters are torch's, and keep its names and order
     r"\.RowGradient\.(norm|is_finite)$",  # the summary says what is returned

@@ -427,8 +427,11 @@ class EmbeddingTable:
 
         Parameters
         ----------
-        bags, grad_out, mode
-            As for `update_pooled`; lists, too.
+        bags : Bags, or list of Bags
+            As for `update_pooled`.
+        grad_out : float array of shape (num_bags, dim), or list of them
+        mode : {"sum", "mean", "sqrtn", "max"}, optional
+            As for `update_pooled`.
         check_finite : bool
             Refuse NaN and infinity in `grad_out`.
 
