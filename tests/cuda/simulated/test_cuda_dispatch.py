@@ -284,6 +284,7 @@ def test_results_are_of_the_callers_kind(monkeypatch, gpus):
     class ndarray(Held):  # noqa: N801  (its name there)
         device = types.SimpleNamespace(id=0)
         shape = property(lambda self: self.array.shape)
+        dtype = property(lambda self: self.array.dtype)
 
     class Device:
         def __init__(self, number):
