@@ -44,7 +44,7 @@ def laid_out(values, layout):
     if layout == "C":
         return values.copy()
     if layout == "F":
-        return np.asfortranarray(values)
+        return np.array(values, order="F")  # a copy, also of one column, which `asfortranarray` would hand back
     place = np.zeros((2 * rows, 2 * dim + 3), values.dtype)
     view = {"rows": place[::2, 3 : 3 + dim], "back": place[1::2, :dim][::-1], "columns": place[::2, 3::2]}[layout]
     view[:] = values

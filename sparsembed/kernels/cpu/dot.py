@@ -11,7 +11,8 @@ from ._intrinsics import last_at_most, prefetch, row_address
 from ._rows import distance, lines_of
 from ._sharing import claim, enter, join, leave, within
 from ._vectors import add, fold, half, lanes_sum, load_vector, narrow, product, wide, width
-from .catch_up import AHEAD_CATCHING_UP, CatchingUp, Missed, catch_up_row, prefetch_row
+from .catch_up import AHEAD_CATCHING_UP, prefetch_row
+from .pool import current_row
 
 
 @inline
@@ -44,31 +45,14 @@ def dot_at(weight, start, x, to):
 
 
 @inline
-def _caught_up(weight, r, member, catching_up):
-    """Return (array, index) of a copy of row r after its missed steps."""
-    table = CatchingUp(*catching_up)
-    catch_up_row(weight, table.state, r, member, table.missed, False, table.hp)
-    return Missed(*table.missed).rows, np.intp(member)
-
-
-@inline
-def _copied(weight, r, member, scratch):
-    """Return (array, index) of a copy of row r."""
+def _dot_row(weight, r, x, to, scratch, member, catching_up):
+    """Return the dot product of row r, after its missed steps, and a row of x at address `to`."""
+    if scratch is None:
+        array, row = current_row(weight, r, member, catching_up)
+        return dot_at(array, row_address(array, row), x, to)
     for c in range(weight.shape[1]):
         scratch[member, c] = load(weight, r, c)
-    return scratch, np.intp(member)
-
-
-@inline
-def dot_row(weight, r, x, to, scratch, member, catching_up):
-    """Return the dot product of row r and a row of x at address `to`."""
-    if catching_up is None:
-        if scratch is None:
-            return dot_at(weight, row_address(weight, r), x, to)
-        array, row = _copied(weight, r, member, scratch)
-        return dot_at(array, row_address(array, row), x, to)
-    array, row = _caught_up(weight, r, member, catching_up)
-    return dot_at(array, row_address(array, row), x, to)
+    return dot_at(scratch, row_address(scratch, member), x, to)
 
 
 @kernel
@@ -108,7 +92,7 @@ def dot_rows(claims, num_blocks, block_size, weight, ids, offsets, x, padding, l
                 if q + ahead < n:
                     prefetch_row(weight, ids[q + ahead], lines, catching_up)
                 r = within(ids[q], weight.shape[0], claims)
-                out[q] = 0 if ids[q] == padding else dot_row(weight, r, x, to, scratch, member, catching_up)
+                out[q] = 0 if ids[q] == padding else _dot_row(weight, r, x, to, scratch, member, catching_up)
             p, b = stop, b + 1
         block = claim(claims)
     leave(claims)

@@ -23,7 +23,7 @@ def _factor(weights, p, like):
 
 
 @inline
-def _read(weight, r, member, catching_up):
+def current_row(weight, r, member, catching_up):
     """Return (array, index) of row r: the weight, or scratch space with the row after its missed steps."""
     if catching_up is None:
         return weight, r
@@ -42,7 +42,7 @@ def _add_rows(total, weight, bag, weights, lines, member, catching_up, claims):
             prefetch_row(weight, ids[p + reach], lines, catching_up)
         r = within(ids[p], weight.shape[0], claims)  # before the padding: -1, which stands for none, is out of range
         if ids[p] != padding:
-            array, row = _read(weight, r, member, catching_up)
+            array, row = current_row(weight, r, member, catching_up)
             factor = _factor(weights, p, total)
             for c in range(total.shape[0]):
                 total[c] += factor * load(array, row, c)
@@ -96,7 +96,7 @@ def pool_max(claims, num_blocks, block_size, weight, ids, offsets, padding, catc
                 r = within(ids[p], weight.shape[0], claims)
                 if ids[p] == padding:
                     continue
-                array, r = _read(weight, r, member, catching_up)
+                array, r = current_row(weight, r, member, catching_up)
                 for c in range(out.shape[1]):
                     value, best = load(array, r, c), out[b, c]
                     if empty or (best == best and (value > best or value != value)):

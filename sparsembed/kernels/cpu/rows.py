@@ -9,7 +9,7 @@ from ..._jit import inline
 from ...rules._dispatch import has_pair, has_row_stage, reduce, reduce_pair, row, row_pair, step
 from ._elements import load, load_row_slots, load_slots, save, save_row_slots, save_slots
 from ._intrinsics import LANES, prefetch, row_address
-from ._vectors import HALF, NARROW, WIDE, add, copy_row, half, load_vector, multiply, narrow, save_vector, wide
+from ._vectors import add, copy_row, half, load_vector, multiply, narrow, save_vector, wide, width
 from .dot import dot_at
 
 _LINE = 64  # bytes
@@ -44,29 +44,29 @@ def add_row(weight, row, a, x):
     The last columns are a vector that overlaps the one before, and is made before that is written: a masked write
     takes as long as the rest of the row (100 float32: 32 ns instead of 19), and so does reading it soon after.
     """
-    factor, dim, c, width = x.dtype.type(a), x.shape[0], 0, NARROW // x.itemsize
+    factor, dim, c, least = x.dtype.type(a), x.shape[0], 0, width(narrow(x))
     start, size = row_address(weight, np.intp(row)), weight.itemsize
     if weight.strides[1] != size:
         for each in range(dim):
             save(weight, np.uintp(row), each, load(weight, np.uintp(row), each) + factor * x[each])
         return
-    if dim < width:
+    if dim < least:
         save_vector(start, _sum_columns(narrow(x), dim, 0, weight, start, factor, x), dim)
         return
     last = narrow(x)
-    if dim % width > 0:
-        last = _sum_columns(last, None, dim - width, weight, start, factor, x)
-    while c + WIDE // size <= dim:
+    if dim % least > 0:
+        last = _sum_columns(last, None, dim - least, weight, start, factor, x)
+    while c + width(wide(x)) <= dim:
         save_vector(start + c * size, _sum_columns(wide(x), None, c, weight, start, factor, x), None)
-        c += WIDE // size
-    if c + HALF // size <= dim:
+        c += width(wide(x))
+    if c + width(half(x)) <= dim:
         save_vector(start + c * size, _sum_columns(half(x), None, c, weight, start, factor, x), None)
-        c += HALF // size
-    if c + width <= dim:
+        c += width(half(x))
+    if c + least <= dim:
         save_vector(start + c * size, _sum_columns(narrow(x), None, c, weight, start, factor, x), None)
-        c += width
+        c += least
     if c < dim:
-        save_vector(start + (dim - width) * size, last, None)
+        save_vector(start + (dim - least) * size, last, None)
 
 
 def read_row(weight, row, out):

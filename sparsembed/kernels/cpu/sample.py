@@ -151,8 +151,8 @@ def sample(claims, num_blocks, block_size, table, seed, draw, excluded, out):
     block = claim(claims)
     while block < num_blocks:
         first, stop = block * block_size, min((block + 1) * block_size, num_pairs)
-        start, lag = first - _CHUNK, 0 if excluded is None else _CHUNK
-        while start < stop + lag:
+        start, until = first - _CHUNK, stop if excluded is None else stop + _CHUNK  # sets are read a chunk later
+        while start < until:
             end, last = min(start + _CHUNK, stop), min(start + 2 * _CHUNK, stop)
             part, later = out[2 * min(max(start, first), stop) : 2 * end], out[2 * end : 2 * last]
             _write_numbers(end, later, n, draw, seed)
