@@ -100,9 +100,7 @@ class Contents:
         if history is None or self.rule is None:
             raise ValueError("rows of this table miss no steps")
         if history.start != start:
-            history = self.rule.history(self.table.dtype, base)
-            history.start = start
-            self.history = history
+            self.history = history = history.renewed(base, start)
         history.sync(step)
         return history
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels.cpu import catch_up
+from ..kernels.cpu._rows import whole_step
 from . import memory, threads
 from .blocks import blocks_of, padded
 from .inputs import check_writeable
@@ -28,10 +29,14 @@ class Missed:
         history = self._history
         return type(self._contents.rule).Hyper(*history.past[history.newest])
 
+    def whole(self, count: int) -> bool:
+        """Whether a step of so many rows is one of all rows."""
+        return bool(self._history.by_step and whole_step(count, self._contents.table.num_rows))  # type: ignore[no-untyped-call]
+
     def _facts(self) -> tuple[Any, ...]:
         history = self._history
         where = (history.base, history.newest, history.reach)
-        return (self._contents.last, *where, history.entries, history.ages, history.past)
+        return (self._contents.last, *where, history.entries, history.ages, history.past, history.by_step)
 
     def kernel(self, num_blocks: int) -> tuple[Any, ...]:
         """Return the argument `missed` of kernels that write rows, with scratch space for each thread."""
@@ -54,11 +59,15 @@ class Missed:
 
 
 def missed(contents: Any) -> Missed | None:
-    """Return the missed steps up to the newest step; None if the rows of this table never miss one."""
+    """Return the missed steps up to the newest step; None if no row has missed any, for readers to be faster.
+
+    A table that all rows of which have never caught up at once has not missed a step before its first one either, but
+    readers of the other kind would be compiled for that one alone.
+    """
     if contents.history is None:
         return None
-    contents.synced()
-    return Missed(contents)
+    history = contents.synced()
+    return Missed(contents) if history.newest or not history.start else None
 
 
 def flush(contents: Any) -> None:

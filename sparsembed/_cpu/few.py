@@ -41,10 +41,12 @@ def lookup_few(contents: Any, ids: Any) -> Any:
         if contents.history is None:  # another optimizer came meanwhile
             return None
         table, n = contents.table, rows.size
+        history = contents.synced()
+        if not history.newest and history.start:  # no row has missed a step
+            return gather_few(table.array, ids, table)
         known = prepared.prepared(contents, rows.dtype, n)
         if known is None:
             return None
-        history = contents.synced()
         missed = Missed(contents).again(known.missed)
         past = history.past[history.newest]
         hyper = type(contents.rule).Hyper(*past) if config.DISABLE_JIT else tuple(past.tolist())

@@ -50,6 +50,8 @@ def update(
     if not len(rows.rows):
         contents.steps[0] += 1
         return
+    if contents.history is not None:
+        missed = Missed(contents)  # where no row has missed any, too
     arrays = (contents.state, contents.row_state, contents.steps)
     _update_rows(contents.table, *arrays, rows, grads, skip, like, missed, contents.limit)
 
@@ -74,7 +76,9 @@ def _update_rows(
 ) -> None:
     weight, k = table.array, len(rows.rows)
     dim, dtype = weight.shape[1], weight.dtype
-    num_blocks, block_size = blocks_of(k, dim * dtype.itemsize * (1 + state.shape[1] + len(rows.order) / k))
+    whole = missed is not None and missed.whole(k)
+    items = table.num_rows if whole else k
+    num_blocks, block_size = blocks_of(items, dim * dtype.itemsize * (1 + state.shape[1] + len(rows.order) / items))
     threads.run(
         update_kernels.update_rows,
         num_blocks,
@@ -90,6 +94,7 @@ def _update_rows(
         fetch_ahead(grads.grads, weight, table.lines, state.shape[1]),
         scratch(num_blocks, 3 * padded(dim), dtype),
         None if missed is None else missed.kernel(num_blocks),
+        whole,
         None if limit is None else (*limit, scratch(num_blocks, padded(dim), np.float64)),
         hyper,
     )

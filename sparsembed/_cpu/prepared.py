@@ -9,6 +9,7 @@ from .. import _check as check
 from .._jit import PRESENT
 from .._typing import Array
 from ..kernels.cpu import few_steps
+from ..kernels.cpu._keys import COUNTERS, INSERTION
 from ..rules import SGD
 from .blocks import padded
 from .catch_up import Missed
@@ -46,8 +47,8 @@ def prepared(contents: Any, dtype: Any, n: int) -> Prepared | None:
         known = contents.few[dtype] = _prepare(contents, dtype)
     if not 0 < n <= known.most:
         return None
-    if len(known.room) < 2 * n + few_steps.COUNTERS:
-        room = np.empty(few_steps.COUNTERS + 2 * (1 << (n - 1).bit_length()), np.uint64)  # grows as batches do
+    if len(known.room) < 2 * n + COUNTERS:
+        room = np.empty(COUNTERS + 2 * (1 << (n - 1).bit_length()), np.uint64)  # grows as batches do
         known = contents.few[dtype] = known._replace(room=room)
     return known
 
@@ -139,7 +140,7 @@ def sorting(ids: Any, bags: bool) -> Any:
 
 def room_for(n: int) -> Array:
     """Return memory for the keys of n ids."""
-    return np.empty(2 * n + few_steps.COUNTERS if n > few_steps.INSERTION else n, np.uint64)
+    return np.empty(2 * n + COUNTERS if n > INSERTION else n, np.uint64)
 
 
 def hyper_type(rule: Any, dtype: Any) -> Any:

@@ -40,6 +40,8 @@ class History:
     ----------
     entries : float64 array (steps, columns)
     past : array (steps, fields) of `dtype`; `exact` the same in float64
+    by_step : bool
+        Whether a missed step is the rule's `step` with a gradient of zero: updates of most rows step all then.
     product : int
         The column that holds a product over steps, which must not overflow or underflow; or -1.
     """
@@ -57,16 +59,27 @@ class History:
         first: tuple[float, ...] = (),
     ) -> None:
         self.ages, self.reach, self._advance, self.base, self.product = ages, reach, advance, base, product
+        self._shapes, self._first = (columns, fields, dtype), first
+        self._begin()
+        self.kind_of_step: Callable[[tuple[float, ...]], Any] | None = None  # all steps of a history have the same kind
+        self.by_step = False
+        self.start = 0  # the number of this history, as in `steps[STARTS]`
+
+    def _begin(self) -> None:
+        columns, fields, dtype = self._shapes
         self.entries, self.exact = np.zeros((64, columns)), np.zeros((64, fields))
         self.past = np.zeros((64, fields), dtype)
-        self.entries[0, : len(first)] = first
-        self._stand: tuple[int, tuple[int, Array] | None] = (
-            0,
-            None,
-        )  # the newest step, and the (first, rows) still to be written
+        self.entries[0, : len(self._first)] = self._first
+        # The newest step, and the (first, rows) still to be written.
+        self._stand: tuple[int, tuple[int, Array] | None] = (0, None)
         self.written = np.zeros(1, np.int64)  # the newest step that a compiled function has written
-        self.kind_of_step: Callable[[tuple[float, ...]], Any] | None = None  # all steps of a history have the same kind
-        self.start = 0  # the number of this history, as in `steps[STARTS]`
+
+    def renewed(self, base: int, start: int) -> "History":
+        """Return a new history of the same rule, at a step that every row has taken; functions and ages are shared."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self) | {"base": base, "start": start})
+        other._begin()
+        return other
 
     @property
     def newest(self) -> int:

@@ -58,7 +58,9 @@ class AdamCatchUp(CatchUp):
             add_step(history.entries, history.exact, ages, t, far, root2, rounding, history.written)
 
         first = (0.0,) * CENTER + (0.0, math.inf, 1.0, 1.0)
-        return History(9, 8, ages, far, advance, dtype, base, PRODUCT, first)
+        history = History(9, 8, ages, far, advance, dtype, base, PRODUCT, first)
+        history.by_step = True
+        return history
 
     @staticmethod
     def gap(entries, first, newest, ages, reach, out, hp):

@@ -31,7 +31,9 @@ class RMSpropCatchUp(CatchUp):
     @staticmethod
     def history(rule: Any, dtype: np.dtype[Any], base: int) -> History:
         log = math.log(rule.alpha) if rule.alpha else -math.inf
-        return History(1, 4, np.array([[log]]), 0, None, dtype, base)
+        history = History(1, 4, np.array([[log]]), 0, None, dtype, base)
+        history.by_step = True
+        return history
 
     @staticmethod
     def gap(entries, first, newest, ages, reach, out, hp):

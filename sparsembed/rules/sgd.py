@@ -153,7 +153,9 @@ class DecayedSGDCatchUp(CatchUp):
         def advance(history: History, t: int) -> tuple[int, Any]:
             return t, history.entries[t - 1 : t] * (1 - history.exact[t, 0] * rule.weight_decay)
 
-        return History(1, 2, np.zeros((1, 1)), 0, advance, dtype, base, product=0, first=(1.0,))
+        history = History(1, 2, np.zeros((1, 1)), 0, advance, dtype, base, product=0, first=(1.0,))
+        history.by_step = True
+        return history
 
     @staticmethod
     def gap(entries, first, newest, ages, reach, out, hp):
@@ -255,6 +257,7 @@ class MomentumSGDCatchUp(CatchUp):
         first = (1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0)
         history = History(7, 6, np.zeros((1, 1)), far, advance, dtype, base, _PRODUCT, first)
         history.kind_of_step = partial(_swings, rule=rule)
+        history.by_step = not rule.touched_weight_decay
         return history
 
     @staticmethod

@@ -8,6 +8,7 @@ from ._intrinsics import prefetch, row_address, stream
 from ._vectors import copy_row
 
 NEAR_BYTES = 1 << 22  # rows of smaller tables are not prefetched: they lie in the cache of the core, or near it
+LEAST = 64  # rows of a table of which a batch may step all; for fewer it saves about a microsecond
 _NEVER = 1 << 40  # a prefetch distance longer than any batch
 
 
@@ -62,3 +63,15 @@ def copy_rows(first, last, weight, ids, lines, streamed, out):
     if not _copy_rows(first, middle, ahead, weight, ids, lines, streamed, out):
         return False
     return _copy_rows(middle, last, 0, weight, ids, lines, streamed, out)
+
+
+def whole_step(count, num_rows):
+    """Whether a batch of `count` rows steps the other rows, too, where rows catch up: as the dense optimizer does.
+
+    A batch of 45 % of 9,066 rows takes as long either way (32 and 128 columns), a batch of all rows half as long.
+    Sizes alone decide, so that the same calls give the same bits.
+    """
+    return 2 * count >= num_rows >= LEAST
+
+
+is_whole = inline(whole_step)

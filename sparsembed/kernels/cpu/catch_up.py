@@ -28,6 +28,7 @@ class Missed(NamedTuple):
     entries: Any  # (steps, columns), as in `History`
     ages: Any  # (ages, powers), as in `History`
     past: Any  # (steps, fields), as in `History`
+    by_step: Any  # `History.by_step`
     like: Any  # a `Gap` of the rule
     coefs: Any  # scratch (threads, fields) for a `Gap`
     rows: Any  # scratch (threads, padded dim) for a row

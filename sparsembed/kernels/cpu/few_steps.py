@@ -9,67 +9,17 @@ One thread does the work.  Sums have the same bits as those of `sort`, `segment`
 import numpy as np
 
 from ..._jit import inline, kernel
-from ._intrinsics import bits_of, clear, copy, overlap, prefetch_bytes, row_address, row_at
-from .catch_up import STEP, Missed, catch_up_row
+from ._intrinsics import clear, copy, overlap, prefetch_bytes, row_address, row_at
+from ._keys import end_of_run, num_runs, sorted_keys
+from ._rows import is_whole
+from .catch_up import STEP, Missed, catch_up_row, restart
 from .norm import clip_row
 from .pool import expand_bags, share_bags
 from .segment import CHUNK
-from .sort import insert
 from .update import update_row
 
-COUNTERS = 1 << 11
-INSERTION = 48  # ids; up to here insertion sort is faster than radix sort, as in `_cpu.sorting`
 _AHEAD, _LINES = 6, 96  # prefetch distances: of rows that have missed steps, in ids; of updates, in cache lines
 FOUND, OUTSIDE, SHARED = 0, 1, 2  # what kernels return: done; an id is out of range; gradients lie in the table
-
-
-@inline
-def _sorted_keys(ids, num_rows, bag_offsets, room):
-    """Return where in `room` the sorted keys start, and the low bits of a key; (-1, 0) if an id is out of range.
-
-    A key is an id in the high bits, and its position, or its bag if `bag_offsets` is not None, in the low bits.
-    """
-    n, bad, bag = np.uintp(ids.shape[0]), False, 0
-    low = bits_of((ids.shape[0] if bag_offsets is None else bag_offsets.shape[0] - 1) - 1)
-    shift = np.uint64(low)
-    for i in range(n):
-        key = np.uint64(ids[i])
-        bad |= key >= np.uint64(num_rows)
-        if bag_offsets is None:
-            room[i] = key << shift | np.uint64(i)
-        else:
-            while np.int64(i) >= bag_offsets[bag + 1]:
-                bag += 1
-            room[i] = key << shift | np.uint64(bag)
-    if bad:
-        return -1, 0
-    if n <= INSERTION:
-        insert(room[:n])
-        return 0, low
-    bits = bits_of(num_rows - 1)
-    widest = 11 if n > 2048 else 9 if n > 256 else 8
-    digits = (bits + widest - 1) // widest
-    width = (bits + max(digits, 1) - 1) // max(digits, 1)
-    mask, counts = np.uint64((1 << width) - 1), room[2 * n :]
-    source, target = np.uintp(0), n
-    for digit in range(digits):
-        place = np.uint64(low + digit * width)
-        for k in range(1 << width):
-            counts[k] = 0
-        for i in range(source, source + n):
-            counts[np.uintp(room[i] >> place & mask)] += np.uint64(1)
-        total = np.uint64(target)
-        for k in range(1 << width):
-            count = counts[k]
-            counts[k] = total
-            total += count
-        for i in range(source, source + n):
-            key = room[i]
-            k = np.uintp(key >> place & mask)
-            room[np.uintp(counts[k])] = key
-            counts[k] += np.uint64(1)
-        source, target = target, source
-    return np.intp(source), low
 
 
 @inline
@@ -91,15 +41,6 @@ def _add_run(total, keys, first, last, mask, grads, shares, bag_of):
         elif shares[i] != 0:  # skip a factor of 0, since 0 * NaN is NaN
             for c in range(total.shape[0]):
                 total[c] += shares[i] * grads[row, c]
-
-
-@inline
-def _end(keys, first, shift):
-    """Return the end of the run of one row that starts at `first`."""
-    last = first + 1
-    while last < keys.shape[0] and keys[last] >> shift == keys[first] >> shift:
-        last += 1
-    return last
 
 
 @inline
@@ -155,9 +96,9 @@ def update_few(
     if overlap(grads, weight):
         return SHARED
     if bag_of is None:
-        start, low = _sorted_keys(ids, num_rows, bag_offsets, room)
+        start, low = sorted_keys(ids, num_rows, bag_offsets, room)
     else:
-        start, low = _sorted_keys(ids, num_rows, None, room)
+        start, low = sorted_keys(ids, num_rows, None, room)
     if start < 0:
         return OUTSIDE
     if bag_of is not None:
@@ -168,22 +109,30 @@ def update_few(
     lines = dim * weight.itemsize * (2 + state.shape[1]) // 64 + 1
     ahead = min(max(_LINES // lines, 4), 16)
     total, part, terms, others = scratch[0, :dim], scratch[1, :dim], scratch[2], scratch[3]
-    first = 0
-    while first < n:
-        row, last = keys[first] >> shift, _end(keys, first, shift)
-        if last + ahead < n:
+    whole = missed is not None and Missed(*missed).by_step and is_whole(num_runs(keys, shift), num_rows)
+    first, row = 0, np.uint64(0)
+    while row < np.uint64(num_rows) if whole else first < n:
+        if not whole:
+            row = keys[first] >> shift
+        last = end_of_run(keys, first, shift) if first < n and keys[first] >> shift == row else first
+        if last > first and last + ahead < n:
             soon = np.intp(keys[last + ahead] >> shift)
             prefetch_bytes(row_address(weight, soon), dim * weight.itemsize)
             prefetch_bytes(row_address(state, soon), dim * state.shape[1] * weight.itemsize)
             prefetch_bytes(row_address(grads, _row_of(keys[last + ahead], mask, bag_of)), dim * weight.itemsize)
-        if np.int64(row) != skip:
-            found = _sum_run(total, part, keys, first, last, mask, grads, shares, bag_of, by_count)
+        taken = last > first and np.int64(row) != skip
+        if taken or whole:
+            found = row_address(scratch, 2)
+            if taken:
+                found = _sum_run(total, part, keys, first, last, mask, grads, shares, bag_of, by_count)
             where = row_at(found, dim, total)
             update_row(weight, state, row_state, np.uintp(row), where, terms, others, 0, missed, hp)
             if limit is not None:
                 clip_row(weight, np.uintp(row), limit, 0)
-        first = last
+        first, row = last, row + np.uint64(1)
     steps[STEP] += 1  # in this kernel, so that an interrupt cannot separate rows and step
+    if whole:
+        restart(steps, steps[STEP])
     return FOUND
 
 
@@ -194,7 +143,7 @@ def sort_few(ids, num_rows, bag_offsets, room, rows, order, offsets):
     Returns -1 if an id is out of range, and -2 if a segment is hot, that is longer than CHUNK.
     """
     n = ids.shape[0]
-    start, low = _sorted_keys(ids, num_rows, bag_offsets, room)
+    start, low = sorted_keys(ids, num_rows, bag_offsets, room)
     if start < 0:
         return -1
     keys, shift, mask = room[start : start + n], np.uint64(low), np.uint64((1 << low) - 1)
@@ -217,13 +166,13 @@ def sum_few(ids, grads, num_rows, skip, by_count, room, scratch, rows, values):
     rows (n,), values (n, dim); scratch (dim,).
     """
     n, dim = ids.shape[0], values.shape[1]
-    start, low = _sorted_keys(ids, num_rows, None, room)
+    start, low = sorted_keys(ids, num_rows, None, room)
     if start < 0:
         return -1
     keys, shift, mask = room[start : start + n], np.uint64(low), np.uint64((1 << low) - 1)
     k = first = 0
     while first < n:
-        row, last = keys[first] >> shift, _end(keys, first, shift)
+        row, last = keys[first] >> shift, end_of_run(keys, first, shift)
         if np.int64(row) != skip:
             found = _sum_run(values[k], scratch, keys, first, last, mask, grads, None, None, by_count)
             if found != row_address(values, k):
