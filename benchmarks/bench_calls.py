@@ -21,8 +21,9 @@ def count(call: Callable[[], Any]) -> tuple[int, int]:
         if event in found:
             found[event] += 1
 
+    call()  # may compile, which takes four times as long with a profile
     counts = []
-    for _ in range(5):  # the first compiles; and a collection of garbage may call somebody's function
+    for _ in range(5):  # a collection of garbage may call somebody's function
         found.update(call=0, c_call=0)
         sys.setprofile(note)
         try:

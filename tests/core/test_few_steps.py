@@ -1,7 +1,10 @@
 """Calls with few ids go another way than others, and give the same bits and the same errors."""
 
+import itertools
+
 import numpy as np
 import pytest
+from every import EVERY
 from general import take_the_general_way
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +14,6 @@ import sparsembed as se
 from sparsembed import functional
 from sparsembed._cpu import few, launch, prepared, sorting
 
-# Each rule and dtype compiles kernels of its own; `test_bits` has all rules.
 RULES = [
     se.SGD(lr=0.5),
     se.RowwiseAdagrad(lr=0.1, weight_decay=0.01, weight_decay_mode="l2"),
@@ -20,7 +22,26 @@ RULES = [
     se.SGD(lr=0.1, momentum=0.9),
     se.Adam(lr=0.1),
 ]
-DTYPES = [(np.float32, np.int64), (np.float64, np.int32)]
+SINGLE, DOUBLE = [(np.float32, np.int32), (np.float32, np.int64)], [(np.float64, np.int32), (np.float64, np.int64)]
+# What kernels are compiled for: rule, dtypes of numbers and ids, `scale_grad_by_freq`, `max_norm`.  Each case takes 10
+# to 20 s, so these are some that have each pair of dtype, frequency and limit, and three rules with both of each.
+# Those without options share their dtypes with `test_bits`, which trains all rules.
+COVERING = [
+    (RULES[0], SINGLE[0], False, None),
+    (RULES[0], DOUBLE[1], True, 1.5),
+    (RULES[1], DOUBLE[1], False, None),
+    (RULES[1], SINGLE[1], True, 1.5),
+    (RULES[2], SINGLE[1], False, 1.5),
+    (RULES[2], DOUBLE[0], True, None),
+    (RULES[3], DOUBLE[1], False, None),
+    (RULES[4], SINGLE[1], False, None),
+    (RULES[5], DOUBLE[0], True, None),
+]
+PRODUCT = [
+    (rule, pair, by_freq, limit)
+    for rule, pair, by_freq, limit in itertools.product(RULES, (SINGLE[1], DOUBLE[0]), (False, True), (None, 1.5))
+    if limit is None or rule.catch_up is None
+]
 COUNTS = st.one_of(st.integers(1, 60), st.sampled_from([200, 513, 1100, 1600]))  # 512 occurrences of a row: hot
 
 
@@ -44,12 +65,12 @@ def state_of(table):
 
 
 @st.composite
-def batches(draw):
-    """Return what a step needs: a generator, dtypes of numbers and ids, rows, dim, and ids of two lookups."""
-    rng, (dtype, index) = draw(generators), draw(st.sampled_from(DTYPES))
+def batches(draw, dtype, index):
+    """Return what a step needs: a generator, rows, dim, and ids of two lookups."""
+    rng = draw(generators)
     rows, dim = draw(table_sizes), draw(dims)
     ids = [pick_ids(rng, draw(COUNTS), rows, draw(st.sampled_from(PATTERNS))).astype(index) for _ in range(2)]
-    return rng, dtype, rows, dim, ids
+    return rng, rows, dim, ids
 
 
 def offsets_of(rng, n):
@@ -57,14 +78,14 @@ def offsets_of(rng, n):
 
 
 @settings(max_examples=60)
-@given(batches(), st.sampled_from(RULES), st.booleans(), st.sampled_from([None, 0]), st.booleans())
-def test_steps_have_the_same_bits(batch, rule, by_freq, padding, limited):
-    rng, dtype, rows, dim, ids = batch
+@given(st.sampled_from(PRODUCT if EVERY else COVERING), st.sampled_from([None, 0]), st.data())
+def test_steps_have_the_same_bits(case, padding, data):
+    rule, (dtype, index), by_freq, limit = case
+    rng, rows, dim, ids = data.draw(batches(dtype, index))
     weight, grads = numbers(rng, (rows, dim), dtype), [numbers(rng, (len(each), dim), dtype) for each in ids]
     offsets = offsets_of(rng, len(ids[0]))
     bag_grads = numbers(rng, (len(offsets) - 1, dim), dtype)
     bags = se.Bags(ids[0], offsets)
-    limit = 1.5 if limited and rule.catch_up is None else None
 
     def steps():
         options = {"scale_grad_by_freq": by_freq, "padding_idx": padding, "max_norm": limit}
@@ -81,9 +102,10 @@ def test_steps_have_the_same_bits(batch, rule, by_freq, padding, limited):
 
 
 @settings(max_examples=60)
-@given(batches(), st.sampled_from([None, 0]), st.booleans())
-def test_stateless_functions_have_the_same_bits(batch, padding, by_freq):
-    rng, dtype, rows, dim, (ids, _) = batch
+@given(st.sampled_from([SINGLE[1], DOUBLE[0]]), st.sampled_from([None, 0]), st.booleans(), st.data())
+def test_stateless_functions_have_the_same_bits(pair, padding, by_freq, data):
+    dtype, index = pair
+    rng, rows, dim, (ids, _) = data.draw(batches(dtype, index))
     weight, grads = numbers(rng, (rows, dim), dtype), numbers(rng, (len(ids), dim), dtype)
 
     def calls():

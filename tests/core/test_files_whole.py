@@ -93,9 +93,10 @@ class KilledTracer(Tracer):
 
 
 @POSIX
-def test_a_process_killed_at_every_line_leaves_the_old_file_or_the_new_one(path, small_blocks):
+def test_a_process_killed_at_every_line_leaves_the_old_file_or_the_new_one(path, monkeypatch):
     import sys
 
+    monkeypatch.setattr(saving, "BLOCK", 20 * DIM * 4)  # two blocks: 336 lines, each of which is a process
     old, new = made(0), made(1)
     found, k, status = [], 0, -signal.SIGKILL
     while status == -signal.SIGKILL:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from strategies import ALL_RULES, COMBOS, MODES, TRAINED, assert_close, dense, lookups, numbers, pick_ids, pooled
+from strategies import ALL_RULES, COMBOS, MODES, TRAINED, assert_close, dense, lookups, numbers, pick_ids, pooled, typed
 
 import sparsembed as se
 from sparsembed import reference
@@ -126,8 +126,7 @@ def test_pooling_outside_gives_the_same_gradient(mode, rng):
     np.testing.assert_allclose(inside.weight, outside.weight, rtol=1e-12)
 
 
-@pytest.mark.parametrize("rule", ALL_RULES, ids=str)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("rule", "dtype"), typed(ALL_RULES), ids=lambda each: getattr(each, "__name__", str(each)))
 def test_steps(rule, dtype, rng):
     """With padding, a hot row of 1000, an empty step, and the rules' own state."""
     start = numbers(rng, (30, 5), dtype)

@@ -293,7 +293,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("cached", [True, False], ids=["running", "compiling"])
 def test_fork_while_another_thread_is_inside_update(tmp_path, cached):
     script = f"""
-t, stop, forks = table(), threading.Event(), 12 if {cached} else 3
+rule = None if {cached} else se.SGD(lr=1.0)  # a child compiles, too: one rule
+t, stop, forks = table(rule), threading.Event(), 12 if {cached} else 3
 if {cached}:
     t.update(*batch())
 

@@ -6,6 +6,7 @@ float64; what the bounds allow is the rounding of the rule itself, one step at a
 
 import numpy as np
 import pytest
+from bit_cases import pairs_of
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -14,7 +15,7 @@ from strategies import (
     INPUTS,
     LAYOUTS,
     RULE_TERMS,
-    TRAINED,
+    TWO_TRAINED,
     arrange,
     assert_close,
     dense,
@@ -30,6 +31,11 @@ from sparsembed import reference
 
 each_rule = pytest.mark.parametrize("rule", ALL_RULES, ids=str)
 SAMPLE = [se.RowwiseAdagrad(lr=0.1), se.SparseAdam(lr=0.1)]  # for what does not depend on the rule
+
+
+def trained(rule):
+    """Return what `lookups` and `pooled` draw from for a rule."""
+    return [(*pair, ["contiguous"]) for pair in pairs_of(rule)]
 
 
 def make(weight, rule, padding_idx=None):
@@ -71,7 +77,7 @@ def assert_same(one, two):
 @each_rule
 @given(data=st.data())
 def test_steps(rule, data):
-    first = data.draw(lookups(TRAINED, grid=True))
+    first = data.draw(lookups(trained(rule), grid=True))
     num_rows, dim = first.weight.shape
     padding = data.draw(st.none() | st.integers(0, num_rows - 1))
     rng = np.random.default_rng(dim)
@@ -86,8 +92,9 @@ def test_steps(rule, data):
 
 
 @pytest.mark.parametrize("rule", SAMPLE, ids=str)
-@given(case=pooled(combos=TRAINED))
-def test_update_pooled(rule, case):
+@given(data=st.data())
+def test_update_pooled(rule, data):
+    case = data.draw(pooled(combos=trained(rule)))
     table = make(case.weight, rule, case.padding_idx)
     ids = np.unique(case.bags.ids)
     for _ in range(2):
@@ -109,7 +116,7 @@ def test_update_pooled(rule, case):
 @pytest.mark.parametrize("rule", SAMPLE, ids=str)
 @given(data=st.data())
 def test_several_lookups_are_one_step(rule, data):
-    first = data.draw(lookups(TRAINED, grid=True))
+    first = data.draw(lookups(trained(rule), grid=True))
     num_rows, dim = first.weight.shape
     rng, padding = np.random.default_rng(0), data.draw(st.none() | st.just(0))
     lists = st.lists(st.sampled_from([np.int32, np.int64]).flatmap(lambda kind: id_arrays(num_rows, kind)), max_size=4)
@@ -150,7 +157,7 @@ def test_lists_of_lists_beside_a_list_of_gradients_are_several_lookups():
     np.testing.assert_array_equal(table.weight.ravel(), [0, -2, -2, -3])
 
 
-@given(pooled(combos=TRAINED), st.integers(0, 12))
+@given(pooled(combos=TWO_TRAINED), st.integers(0, 12))
 def test_several_pooled_lookups_are_one_step(case, cut):
     """Cutting the bags into two sets changes nothing."""
     bags, cut = case.bags, min(cut, len(case.bags))
@@ -179,7 +186,7 @@ def test_weighted_and_plain_bags_in_one_step(mode, rng):
 @each_rule
 @given(data=st.data())
 def test_gradient_and_apply_equal_update(rule, data):
-    case = data.draw(lookups(TRAINED[1:2]))
+    case = data.draw(lookups(TWO_TRAINED[:1]))
     one, two = make(case.weight, rule, 0), make(case.weight, rule, 0)
     for _ in range(2):
         one.update(case.ids, case.grad_out)
@@ -200,7 +207,7 @@ def test_accumulated_gradients_equal_one_update(rule, rng):
     assert_same(one, two)
 
 
-@given(lookups(TRAINED))
+@given(lookups(TWO_TRAINED))
 def test_a_plan_serves_several_tables(case):
     """Of any size above its ids, any dim and any optimizer."""
     plan = se.plan(case.ids, len(case.weight))

@@ -7,6 +7,7 @@ import itertools
 from functools import partial
 
 import numpy as np
+from every import EVERY
 
 import sparsembed as se
 
@@ -273,14 +274,37 @@ OPTIONS = {
     "SparseAdam": (np.float32, np.int64),
     "RowwiseAdagrad, l2": (np.float64, np.int64),
 }
+# What small batches take in one compiled call in every run, as this call is the same for all rules but for their step:
+# one form of each mechanism (no state, state, a row stage with row state, and with more, steps that rows miss).
+IN_ONE_CALL = {
+    "update_pooled": ("SGD", "SparseAdam", "RowwiseAdagrad", "LAMB", "SGD, decay", "Adam"),
+    "options": ("SGD", "RowwiseAdagrad, l2", "Adam"),
+}
+
+
+def pair_of(rule):
+    """Return the pair of dtypes, of numbers and ids, of cases with one pair for each form of rule."""
+    return PAIRS[FORMS.index(type(rule)) % len(PAIRS)]
+
+
+def pairs_of(rule):
+    """Return the pairs of dtypes that every run trains a rule with; that of a form is that of the optimizer.
+
+    Both of numbers with int64, which other tests use, too; and int32 with one of them, for a form of each mechanism.
+    """
+    form = next(kind for kind in type(rule).__mro__ if kind in FORMS)
+    number, pairs = FORMS.index(form), [(dtype, np.int64) for dtype in (np.float32, np.float64)]
+    if form in {type(RULES[name]) for name in IN_ONE_CALL["update_pooled"]}:
+        pairs.append(((np.float32, np.float64)[number % 2], np.int32))
+    return PAIRS if EVERY else pairs
 
 
 def groups():
     """Return {group: {case: function without arguments}}; a group is one test."""
     found = {}
     for name, rule in RULES.items():
-        one = PAIRS[FORMS.index(type(rule)) % len(PAIRS)]
-        several = {update: PAIRS, update_pooled: [one], hot: PAIRS, options: [OPTIONS[name]] if name in OPTIONS else []}
+        one, some = [pair_of(rule)], [OPTIONS[name]] if name in OPTIONS else []
+        several = {update: PAIRS, update_pooled: one, hot: PAIRS, options: some}
         for function, pairs in several.items():
             if pairs:
                 group = f"{function.__name__}, {name}"
@@ -288,6 +312,26 @@ def groups():
     for function in FUNCTIONS:
         pairs = PAIRS + HALF if function in (gather, pool) else PAIRS
         found[function.__name__] = {_named(function.__name__, pair): partial(function, *pair) for pair in pairs}
+    return found
+
+
+def covering(way):
+    """Return the groups with the cases that every run takes: the rest of `groups` takes minutes more to compile.
+
+    The general way has all rules; `test_few_steps` compares the call of small batches with it, and `test_options` with
+    the reference.
+    """
+    forms = {function: {type(RULES[name]) for name in names} for function, names in IN_ONE_CALL.items()}
+    found = {}
+    for group, cases in groups().items():
+        function, _, name = group.partition(", ")
+        if EVERY:
+            found[group] = cases
+        elif function in ("update", "hot"):
+            names = {_named(group, pair) for pair in pairs_of(RULES[name])}
+            found[group] = {case: function for case, function in cases.items() if case in names}
+        elif way == "general" or function not in IN_ONE_CALL or type(RULES[name]) in forms[function]:
+            found[group] = cases
     return found
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from every import EVERY
 from hypothesis import strategies as st
 
 import sparsembed as se
@@ -25,6 +26,13 @@ ALL_RULES = [
     se.LAMB(lr=0.1, weight_decay=0.01),
     se.PartialRowwiseAdam(lr=0.1, weight_decay=0.01),
 ]
+
+
+def typed(rules: Any) -> Any:
+    """Return pairs of rule and dtype of a table: each rule with one of the two in turn, as each compiles anew."""
+    both = [np.float32, np.float64]
+    return [(rule, dtype) for k, rule in enumerate(rules) for dtype in (both if EVERY else [both[k % 2]])]
+
 
 # ---------------------------------------------------------------------- how close is close
 
@@ -89,6 +97,7 @@ def arrange(array: Any, layout: str) -> Any:
 # (table, ids, layouts of the table): few, because each compiles kernels of its own.
 DTYPES = [(np.float32, np.int32), (np.float32, np.int64), (np.float64, np.int32), (np.float64, np.int64)]
 TRAINED = [(*each, ["contiguous"]) for each in DTYPES]
+TWO_TRAINED = TRAINED[1:3]  # each dtype once, where the test is about something else: the other two are in `TRAINED`
 COMBOS = [
     *TRAINED,
     (np.float32, np.int64, ["fortran"]),
