@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import initializers, rules, storage
+from . import initializers, losses, rules, storage
 from ._process import get_num_threads, set_num_threads, warm_up
 from ._versions import show_versions
 from .bags import Bags
@@ -52,6 +52,7 @@ __all__ = [
     "initializers",
     "jit",
     "load",
+    "losses",
     "per_sample_weights_gradient",
     "plan",
     "pool",

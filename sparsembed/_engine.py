@@ -142,6 +142,22 @@ class Engine(Protocol):
     def dot(self, call: Any, table: Any, place: Any, x: Any, padding: int, out: Any, missed: Any = None) -> None:
         """``out[p] = weight[ids[p]] @ x[bag of p]``, 0 for padding; out (n,)."""
 
+    def dot_loss(
+        self,
+        call: Any,
+        table: Any,
+        place: Any,
+        x: Any,
+        padding: int,
+        loss: Any,
+        labels: Any,
+        shares: Any,
+        scores: Any,
+        grad_x: Any,
+        missed: Any = None,
+    ) -> Any:
+        """Write the gradients of the scores (n,) and of x (num_bags, dim); return the loss."""
+
     # Gradients, and their rows.
     def of_lookups(self, call: Any, rows: Any, parts: Any, names: Any, table: Any, by_count: bool) -> Any:
         """Return the `Gradients` of lookups; a gradient that shares memory with the table is copied."""

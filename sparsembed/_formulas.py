@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from . import rules
+from . import losses, rules
 from ._typing import Array
+from .losses import Loss
 from .rules import Rule
 
 Step = tuple[Array, Sequence[Array]]
@@ -123,3 +124,35 @@ def _by_element(rule: Rule, w: Array, s: Sequence[Array], g: Array, step: int) -
 
 def _at(slots: Sequence[Array], i: int, c: int) -> tuple[Any, ...]:
     return tuple(slot[i, c] for slot in slots)
+
+
+def bag_loss(loss: Loss, s: Array, y: Array | None) -> tuple[float, Array]:
+    """Return the loss of the scores of a bag, without its padding, and the gradient, in float64."""
+    match loss:
+        case losses.Logistic():
+            return float(np.sum(np.logaddexp(0, s) - y * s)), _sigmoid(s) - y
+        case losses.Squared():
+            return float(np.sum((s - y) ** 2) / 2), s - y
+        case losses.Softmax():
+            y = np.eye(1, len(s))[0] if y is None else y
+            s = s - np.max(s)  # the loss is the same, and its parts are small
+            chances = np.exp(s - np.logaddexp.reduce(s))
+            return float(np.sum(y) * np.logaddexp.reduce(s) - np.sum(y * s)), np.sum(y) * chances - y
+        case losses.Pairwise():
+            return float(np.sum(np.logaddexp(0, s[1:] - s[0]))), _of_pairs(_sigmoid(s[1:] - s[0]))
+    kind: Any = type(loss)  # its own function, in plain Python
+    hp = kind.Hyper(*loss.hyper())
+    if y is not None:
+        found = [kind.term(*map(float, each), hp) for each in zip(s, y, strict=True)]
+        return float(sum(value for value, _ in found)), np.array([slope for _, slope in found], np.float64)
+    found = [kind.pair(float(each - s[0]), hp) for each in s[1:]]
+    return float(sum(value for value, _ in found)), _of_pairs(np.array([slope for _, slope in found], np.float64))
+
+
+def _sigmoid(s: Array) -> Array:
+    return np.exp(-np.logaddexp(0, -s))
+
+
+def _of_pairs(slopes: Array) -> Array:
+    """Return the gradients of all scores, given those of the others: the first one gets what they get, negative."""
+    return np.concatenate([[-np.sum(slopes)], slopes])

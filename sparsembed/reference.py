@@ -33,9 +33,10 @@ import numpy as np
 from scipy import sparse
 
 from . import _check as check
-from ._formulas import take_step, touched_decay
+from ._formulas import bag_loss, take_step, touched_decay
 from ._typing import Array
 from .bags import Bags
+from .losses import Logistic, Loss
 from .rules import Rule
 
 
@@ -311,6 +312,63 @@ def dot(weight: Any, bags: Any, x: Any, padding_idx: int | None = None) -> Array
         (onehot(bag_of, len(vectors)) @ vectors * (onehot(ids, len(table)) @ table)).sum(axis=1).reshape(ids.shape)
     )
     return entries if padding_idx is None else np.where(ids == padding_idx, 0.0, entries)
+
+
+def dot_loss(
+    weight: Any,
+    bags: Any,
+    x: Any,
+    labels: Any = None,
+    loss: Loss | None = None,
+    weights: Any = None,
+    padding_idx: int | None = None,
+) -> tuple[float, Array, Array]:
+    """Loss of the scores of `dot`, and its gradients with respect to x and the scores, bag by bag.
+
+    Parameters
+    ----------
+    weight : float array of shape (num_rows, dim)
+    bags : Bags, or integer array of shape (n, k)
+    x : float array of shape (num_bags, dim), or (n, dim)
+    labels : array of the shape of the scores, optional
+    loss : Loss, optional
+        `Logistic` by default.
+    weights : float array of shape (num_bags,), optional
+        What the loss of each bag is multiplied by.
+    padding_idx : int, optional
+        An id that is left out of every bag.
+
+    Returns
+    -------
+    loss : float
+    grad_x : float64 array of shape (num_bags, dim)
+    grad_scores : float64 array of the shape of the scores
+
+    Examples
+    --------
+    >>> import numpy as np, sparsembed as se
+    >>> rows, bags, x = np.array([[1.0], [2.0]]), se.Bags.from_lists([[0, 1]]), np.array([[3.0]])
+    >>> se.reference.dot_loss(rows, bags, x, labels=[2.0, 5.0], loss=se.losses.Squared())
+    (1.0, array([[3.]]), array([1., 1.]))
+    """
+    loss = Logistic() if loss is None else loss
+    scores = dot(weight, bags, x, padding_idx)
+    ids = np.asarray(bags.ids if isinstance(bags, Bags) else bags)
+    ends = bags.offsets if isinstance(bags, Bags) else np.arange(len(ids) + 1) * ids.shape[1]
+    flat, s, grad = ids.reshape(-1), scores.reshape(-1), np.zeros(scores.size)
+    marks = None if labels is None else np.asarray(labels, np.float64).reshape(-1)
+    total, shares = 0.0, np.ones(len(ends) - 1) if weights is None else np.asarray(weights, np.float64)
+    for share, start, end in zip(shares, ends[:-1], ends[1:], strict=True):
+        kept = np.flatnonzero(flat[start:end] != padding_idx) + start  # None is no id
+        by_first = loss.term is None and marks is None
+        if not len(kept) or (by_first and kept[0] != start):
+            continue
+        value, slopes = bag_loss(loss, s[kept], None if marks is None else marks[kept])
+        total, grad[kept] = total + share * value, share * slopes
+    bag_of = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+    rows = onehot(flat, len(weight)) @ np.asarray(weight, np.float64)
+    grad_x = onehot(bag_of, len(ends) - 1).T @ (grad[:, None] * rows)
+    return float(total), grad_x, grad.reshape(scores.shape)
 
 
 def pool_gradient(

@@ -1,5 +1,8 @@
 """Scores: the dot product of each row of a bag with one vector of the bag, and steps from their gradients."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from . import _check as check
@@ -8,6 +11,7 @@ from ._engine import CPU, engine_of
 from ._frameworks import framework_of
 from ._gradients import check_bags
 from .bags import Bags
+from .losses import Loss
 from .plan import Plan, is_several, original
 
 
@@ -88,16 +92,76 @@ def scores_of(
         lies = {"weight": table.array, "ids": place.ids, "offsets": place.offsets, "x": vectors}
         array, result = engine.result(call, out, shape, table.result, **lies)
         flat = array if len(shape) == 1 else array.reshape(len(place.ids))
-        if free:
-            engine.dot(call, table, place, vectors, padding, flat)
-        else:
-            with contents.lock:
-                missed = engine.missed(contents)
-                with engine.reading(contents, call):
-                    engine.dot(call, table, place, vectors, padding, flat, missed)
+        with _reading(engine, contents, call) as missed:
+            engine.dot(call, table, place, vectors, padding, flat, missed)
         return engine.finish(call, result, out)
     finally:
         engine.end(call)
+
+
+def loss_of(contents: Any, bags: Any, x: Any, labels: Any, loss: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """Return the loss of a table's scores, and its gradients with respect to x and the scores."""
+    if not isinstance(loss, Loss):
+        raise TypeError(f"loss must be a loss such as sparsembed.losses.Logistic(), got {check.kind_of(loss)}")
+    engine, table = contents.engine, contents.table
+    bags, shape = _bags_of(engine, bags)
+    place, dtype = bags._place, table.result
+    vectors = _vectors(engine, x, place.num_bags, table.dim, dtype, instead="pass x.detach(): grad_x is its gradient")
+    marks = _labels(engine, labels, loss, shape, dtype)
+    shares = None if weights is None else _numbers(engine, weights, "weights", (place.num_bags,), dtype, "bag")
+    arrays = {"x": x, "ids": bags.ids, "offsets": bags.offsets, "labels": labels, "weights": weights}
+    call = engine.begin(contents, places=(place,), like=place.caller, **arrays)
+    try:
+        if not engine.checks_while_reading:
+            engine.check_bags(call, place, table.num_rows)
+        scores, grad_scores = engine.result(call, None, shape, dtype)
+        grad, grad_x = engine.result(call, None, (place.num_bags, table.dim), dtype)
+        flat = scores if len(shape) == 1 else scores.reshape(len(place.ids))
+        with _reading(engine, contents, call) as missed:
+            total = engine.dot_loss(
+                call, table, place, vectors, contents.padding, loss, marks, shares, flat, grad, missed
+            )
+        return total, engine.finish(call, grad_x), engine.finish(call, grad_scores)
+    finally:
+        engine.end(call)
+
+
+@contextmanager
+def _reading(engine: Any, contents: Any, call: Any) -> Iterator[Any]:
+    """Yield the missed steps of the rows of a table, which is locked if that is needed; None for an array."""
+    if contents is None or contents.is_free:
+        yield None
+        return
+    with contents.lock:
+        missed = engine.missed(contents)
+        with engine.reading(contents, call):
+            yield missed
+
+
+def _labels(engine: Any, labels: Any, loss: Loss, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Check the labels that a loss takes; return them flat, in a dtype, or None."""
+    name = type(loss).__name__
+    if labels is None:
+        if loss.term is not None:
+            raise TypeError(f"labels is None, but {name} needs an array of floats of shape {shape}, one for each score")
+        return None
+    if loss.pair is not None:
+        raise ValueError(f"labels must be None for {name}, which prefers the first id of each bag; put that id first")
+    if engine is CPU:
+        given = framework_of(labels).to_numpy(labels, "labels")
+        labels = given.astype(dtype) if given.dtype.kind == "b" else labels
+    return _numbers(engine, labels, "labels", shape, dtype, "score").reshape(math.prod(shape))
+
+
+def _numbers(
+    engine: Any, value: Any, name: str, shape: tuple[int, ...], dtype: Any, what: str, instead: str | None = None
+) -> Any:
+    """Check an array of one number for each score or bag; return it in a dtype."""
+    framework_of(value).refuse_tracked(value, name, instead or f"pass {name}.detach()")
+    array = engine.sample_weights(value, dtype, name)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, one number for each {what}, got {array.shape}")
+    return array
 
 
 def _bags_of(engine: Any, bags: Any, name: str = "bags") -> tuple[Bags, tuple[int, ...]]:
@@ -131,12 +195,20 @@ def _of_rows(engine: Any, ids: Any, name: str) -> tuple[Bags, tuple[int, ...]]:
     return bags, shape
 
 
-def _vectors(engine: Any, x: Any, num_bags: int, dim: int, dtype: Any, name: str = "x") -> Any:
+def _vectors(
+    engine: Any,
+    x: Any,
+    num_bags: int,
+    dim: int,
+    dtype: Any,
+    name: str = "x",
+    instead: str = "use sparsembed.torch.dot",
+) -> Any:
     """Check the vectors of bags; return them in a dtype, with contiguous rows."""
     if x is None or isinstance(x, Bags):
         raise TypeError(f"{name} must be a float array of shape {(num_bags, dim)}, got {check.kind_of(x)}")
     framework = framework_of(x)
-    framework.refuse_tracked(x, name, "use sparsembed.torch.dot")
+    framework.refuse_tracked(x, name, instead)
     given = x if hasattr(x, "shape") or engine is not CPU else framework.to_numpy(x, name)
     shape = tuple(getattr(given, "shape", (num_bags, dim)))  # other device arrays are checked with the next line
     if shape != (num_bags, dim):
@@ -168,10 +240,7 @@ def _weighted_one(its: Any, bags: Any, x: Any, grad_scores: Any, check_finite: b
     name = f"grad_scores{after}"
     if grad_scores is None:
         raise TypeError(f"{name} is None, expected an array of floats of shape {shape}, one number for each score")
-    framework_of(grad_scores).refuse_tracked(grad_scores, name, "pass scores.grad")
-    weights = engine.sample_weights(grad_scores, None, name)
-    if weights.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, one number for each score, got {weights.shape}")
+    weights = _numbers(engine, grad_scores, name, shape, None, "score", "pass scores.grad")
     if check_finite and engine is CPU:  # here, so that messages name these arguments; a GPU refuses the check
         finite(vectors, f"x{after}")
         finite(weights, name)

@@ -21,11 +21,14 @@ from ._typing import Array
 from .bags import Bags
 from .functional import coalesced, lookup
 from .gradient import RowGradient
+from .losses import Logistic, Loss
 from .plan import as_batch, as_lookups, original
 from .pooling import bag_gradients, max_gradient, pool_bags, pooled_gradients
 from .rules import Rule
-from .scores import scores_of, weighted
+from .scores import loss_of, scores_of, weighted
 from .storage.saving import save_contents
+
+_LOGISTIC = Logistic()
 
 
 class EmbeddingTable:
@@ -79,8 +82,8 @@ class EmbeddingTable:
     Notes
     -----
     =====================  ==========================================================================================
-    to read                `lookup` (``table[ids]``), `pool`, `dot`, `blocks`, `weight` (``numpy.asarray(table)``),
-                           iteration
+    to read                `lookup` (``table[ids]``), `pool`, `dot`, `dot_loss`, `blocks`, `weight`
+                           (``numpy.asarray(table)``), iteration
     to train               `update`, `update_pooled`, `update_dot`; `gradient`, `gradient_pooled`, `gradient_dot` and
                            `apply`; `optimizer`, `flush`
     to save                `state_dict`, `load_state_dict`, `reset_state`, pickle, `copy.deepcopy`
@@ -511,6 +514,73 @@ class EmbeddingTable:
         """
         its = self._contents
         return scores_of(its.engine, its.table, None, bags, x, out, its.padding, its)
+
+    def dot_loss(
+        self, bags: Any, x: Any, labels: Any = None, loss: Loss = _LOGISTIC, *, weights: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """Scores, their loss, and its gradients, in one pass over the rows; nothing is written.
+
+        Parameters
+        ----------
+        bags : Bags, integer array of shape (n, k), or Plan of such an array
+            As in `dot`.
+        x : float array of shape (num_bags, dim), or (n, dim)
+            One vector of each bag.
+        labels : array of shape (len(bags.ids),), or (n, k), optional
+            What each score should be, for `Logistic` (0 to 1) and `Squared`; for `Softmax` a distribution over the ids
+            of each bag, or None: the first id is the right one.  `Pairwise` takes none.  Labels of the padding are
+            not looked at.  Host arrays of integers and booleans are converted.
+        loss : Loss
+            One of `sparsembed.losses`, or of your own.
+        weights : float array of shape (num_bags,), optional
+            What the loss of each bag, and its gradients, are multiplied by.
+
+        Returns
+        -------
+        loss : float
+            The sum over all bags, added up in float64.  On a GPU an array without dimensions in the dtype of the
+            scores, so that the call does not wait.
+        grad_x : array of shape (num_bags, dim)
+            Gradient with respect to `x`.
+        grad_scores : array of the shape of the scores
+            Gradient with respect to the scores, 0 for the padding; `update_dot` takes it.
+
+        Raises
+        ------
+        TypeError
+            If `loss` is no loss, `labels` are missing, an array holds no floats or requires a gradient, or ids are no
+            integers.
+        ValueError
+            If a label is out of the range of the loss or NaN (on a GPU the loss is then NaN), `Pairwise` gets labels,
+            bags have weights or a mode, or a shape does not fit.
+        IndexError
+            If an id is out of range.
+
+        See Also
+        --------
+        EmbeddingTable.update_dot : the step from `grad_scores`.
+        EmbeddingTable.dot : the scores alone.
+        sparsembed.reference.dot_loss : the formulas.
+
+        Notes
+        -----
+        Equal to `dot`, the loss, and ``pool(bags.with_weights(grad_scores))`` for `grad_x`, bit for bit, but rows are
+        read from memory once: ``n * dim * itemsize`` bytes for n ids.  The rows of a bag that needs more than 256 KiB
+        are read twice, and so are rows that catch up with missed steps in a bag of more than 64 ids.  Threads share
+        the bags; the same bits come out for any number of threads.  On a GPU these are three kernels, one after the
+        other.
+
+        Examples
+        --------
+        >>> import numpy as np, sparsembed as se
+        >>> table = se.EmbeddingTable.from_array(np.array([[0.0, 1.0], [2.0, 0.0]]), optimizer=se.SGD(lr=0.1))
+        >>> ids, x = np.array([[0, 1]]), np.array([[0.0, 1.0]])
+        >>> loss, grad_x, grad_scores = table.dot_loss(ids, x, labels=np.array([[1.0, 0.0]]))
+        >>> round(loss, 4), grad_x.round(4), grad_scores.round(4)
+        (1.0064, array([[ 1.    , -0.2689]]), array([[-0.2689,  0.5   ]]))
+        >>> table.update_dot(ids, x, grad_scores)
+        """
+        return loss_of(self._contents, bags, x, labels, loss, weights)
 
     def update_dot(self, bags: Any, x: Any, grad_scores: Any, *, check_finite: bool = False) -> None:
         """Take one optimizer step from the gradient of scores, in place.

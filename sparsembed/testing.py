@@ -8,9 +8,11 @@ import numpy as np
 from . import _check as check
 from . import _jit, reference
 from ._cpu import inputs
+from .losses import Loss
 from .rules import Rule
 from .table import EmbeddingTable
 
+_STEP = 1e-5  # of finite differences, in float64
 # Tolerance relative to the largest movement: a hundred times the rounding error of one operation.
 _TOLERANCES: dict[np.dtype[Any], float] = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-12}
 
@@ -155,5 +157,87 @@ def _check_promotion(rule: Rule) -> None:
 
 
 def _require(condition: bool, message: str, rule: Rule, dtype: Any, step: int) -> None:
+    _hold(condition, f"{rule} in {np.dtype(dtype)}, step {step}: {message}")
+
+
+def check_loss(loss: Loss, scores: Any = None, labels: Any = None) -> float:
+    """Run a loss on some scores, and compare it with finite differences and, compiled, with the reference.
+
+    Parameters
+    ----------
+    loss : Loss
+    scores : float array of shape (n,), optional
+        By default 57 numbers from -20 to 20.  Where the loss has a kink, its slope is not compared: leave out scores
+        (or, for a loss of pairs, differences of 0 and a score) within 0.001 of it.
+    labels : float array of shape (n,), optional
+        By default numbers from the range of the loss, or from -2 to 2.
+
+    Returns
+    -------
+    float
+        The largest deviation in float32 from the reference, relative to the largest value.
+
+    Raises
+    ------
+    TypeError
+        If `loss` is no loss, or an array holds no floats.
+    ValueError
+        If an array has another shape, or a label is out of the range of the loss.
+    AssertionError
+        If the slope is not the derivative of the value, if float32 becomes float64, or if the compiled loss deviates
+        by more than rounding.
+
+    Examples
+    --------
+    >>> import sparsembed as se
+    >>> se.testing.check_loss(se.losses.Logistic()) < 1e-5
+    True
+    """
+    if not isinstance(loss, Loss):
+        raise TypeError(f"loss must be a loss such as se.losses.Logistic(), got {loss!r}")
+    s = np.linspace(-20, 20, 57) if scores is None else inputs.floats(scores, np.float64, "scores")
+    least, largest = max(loss.labels[0], -2.0), min(loss.labels[1], 1.0)
+    y = np.random.default_rng(0).uniform(least, largest, s.shape) if labels is None else labels
+    y = inputs.floats(y, np.float64, "labels")
+    for name, each in (("scores", s), ("labels", y)):
+        if each.ndim != 1 or len(each) != len(s):
+            raise ValueError(f"{name} must be floats of shape (n,), one number for each score, got shape {each.shape}")
+    ids, marks = np.arange(len(s))[:, None], None if loss.pair is not None else y[:, None]
+    if loss.term is None:  # each score beside one of 0, the first of the bag
+        ids = np.concatenate([np.full((len(s), 1), len(s)), ids], axis=1)
+        marks = None if marks is None else np.concatenate([0 * marks, marks], axis=1)
+    rows, ones, worst = np.append(s, 0.0)[:, None], np.ones((len(s), 1)), 0.0
+    _check_loss_promotion(loss)
+    moved = np.append(np.full(len(s), _STEP), 0.0)[:, None]  # the row of 0 stays
+    for k in range(len(s)):
+        of = (ids[k : k + 1], ones[:1], None if marks is None else marks[k : k + 1], loss)
+        less, here, more = (reference.dot_loss(rows + sign * moved, *of) for sign in (-1, 0, 1))
+        slope, its = (more[0] - less[0]) / (2 * _STEP), float(here[2][0, -1])
+        _hold(abs(slope - its) <= 1e-4 * max(abs(its), 1), f"{loss} at {s[k]}: slope {its}, but its value has {slope}")
+    for dtype, tolerance in _TOLERANCES.items():
+        table = EmbeddingTable.from_array(rows.astype(dtype))
+        given = None if marks is None else marks.astype(dtype)
+        found = table.dot_loss(ids, ones, given, loss)
+        exact = reference.dot_loss(table.weight, ids, ones, given, loss)
+        pairs: Any = zip(("loss", "gradient of x", "slope"), found, exact, strict=True)
+        for name, mine, its in pairs:
+            deviation = float(np.abs(mine - its).max()) / max(float(np.abs(its).max()), 1e-30)
+            _hold(deviation <= tolerance, f"{loss} in {dtype}: the {name} deviates by {deviation:.1e} of the largest")
+            worst = max(worst, deviation) if dtype == np.float32 else worst
+    return worst
+
+
+def _check_loss_promotion(loss: Loss) -> None:
+    from numba import typeof, types
+
+    hyper, single = typeof(loss.scalars(np.dtype(np.float32))), types.float32
+    for function, given in ((loss.term, 2), (loss.pair, 1)):
+        if function is not None:
+            found = _jit.return_type(function, (single,) * given + (hyper,))
+            message = f"{loss} returns {found} for float32 input: move float literals, and whole numbers, into Hyper"
+            _hold("float64" not in str(found) and "int" not in str(found), message)
+
+
+def _hold(condition: bool, message: str) -> None:
     if not condition:
-        raise AssertionError(f"{rule} in {np.dtype(dtype)}, step {step}: {message}")
+        raise AssertionError(message)

@@ -17,6 +17,7 @@ from sparsembed._cache import rules_in
 from sparsembed._cuda import errors, queues
 from sparsembed._cuda.array import DeviceArray
 from sparsembed._cuda.code import types_of
+from sparsembed.losses._loss import LOSSES
 from sparsembed.rules._rule import RULES as BY_HYPER
 
 from ..rules import every
@@ -24,7 +25,7 @@ from ..rules import every
 LOOKUPS, BAGS, ROWS = 5000, 9, 100  # enough for segments of all lengths, and for chunks
 RULES = [*{rule.Hyper: rule for rule in every(0.1).values()}.values()]  # one of each that kernels tell apart
 _GRADIENTS = ("bags", "coefs", "winners", "by_count")
-_LOOKUPS = ("gathered", "weights", "labels", "bag_offsets")
+_LOOKUPS = ("gathered", "weights", "labels", "marked", "shares", "bag_offsets")
 
 
 class Case(NamedTuple):
@@ -52,7 +53,8 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         names = {"float32*": "float32", "float64*": "float64", "uint16*": "float16"}
         dtype = next((names[kind] for kind in map(str, (self.kind("hyper"), *self.kinds)) if kind in names), "")
-        rule = "" if self.rule is None else self.rule.__name__
+        both = {**BY_HYPER, **LOSSES}
+        rule = next((both[each].__name__ for each in rules_in(self.kinds) if each in both), "")
         integers = next((self.kind(name)[:-1] for name in ("rows", "ids", "keys") if self.has(name)), "")
         told = _GRADIENTS if self.has("order") else _LOOKUPS
         given = [name for name in told if self.has(name)]
@@ -142,7 +144,13 @@ def _read(dtype: Any, ids: Any, dim: int, offsets: Any) -> None:
     se.gather(weight, array(LOOKUPS, dtype=ids))
     table: Any = se.EmbeddingTable.from_array(weight)
     plain = se.Bags(array(LOOKUPS, dtype=ids), array(BAGS + 1, dtype=offsets))
-    se.dot(weight, plain, array(BAGS, dim, dtype=kind))
+    x, labels = array(BAGS, dim, dtype=kind), array(LOOKUPS, dtype=kind)
+    se.dot(weight, plain, x)
+    for loss, shares in itertools.product(LOSSES.values(), (None, array(BAGS, dtype=kind))):
+        if loss.__module__.startswith("sparsembed."):
+            for marks in (None, labels):
+                if marks is None if loss.pair else marks is not None or not loss.term:
+                    table.dot_loss(plain, x, marks, loss(), weights=shares)
     for bags, mode in _bags(ids, offsets, kind):
         se.pool(weight, bags, mode)
         table.pool(bags, mode)

@@ -102,6 +102,28 @@ def dot(device: Any, rng: Any, size: Size) -> None:
             close(got, want, scale, each.dim)
 
 
+def dot_loss(device: Any, rng: Any, size: Size) -> None:
+    losses = se.losses
+    for each in inputs(rng, size):
+        table, x, (there, here) = device.up(each.weight), device.up(each.pooled), each.bags(device, False)
+        held, lengths = se.EmbeddingTable.from_array(table, padding_idx=each.padding), np.diff(here.offsets)
+        sizes = se.reference.dot(np.abs(each.weight), here, np.abs(each.pooled), each.padding)
+        scale = (2 + sizes.max(initial=0)) * max(int(lengths.max(initial=0)), 1)  # slopes are at most this
+        for loss in (losses.Logistic(), losses.Squared(), losses.Pairwise(), losses.Softmax()):
+            labels = None if loss.term is None else rng.random(len(each.ids)).astype(each.pooled.dtype)
+            marks = None if labels is None else device.up(labels)
+            got = held.dot_loss(there, x, marks, loss)
+            want = se.reference.dot_loss(each.weight, here, each.pooled, labels, loss, None, each.padding)
+            pull = here.with_weights(np.full(len(each.ids), scale))
+            scales = (
+                (scale * (2 + sizes)).sum(),
+                se.reference.pool(np.abs(each.weight), pull, "sum", each.padding),
+                np.full(len(each.ids), scale),
+            )
+            for mine, its, most in zip(got, want, scales, strict=True):
+                close(device.down(mine), its, most, each.dim + 40)
+
+
 def scatter_add(device: Any, rng: Any, size: Size) -> None:
     for each in inputs(rng, size):
         table, alpha = device.up(each.weight), -0.5
@@ -113,5 +135,5 @@ def scatter_add(device: Any, rng: Any, size: Size) -> None:
 
 ALL = {
     each.__name__: each
-    for each in (gather, pool, dot, coalesce, pool_gradient, per_sample_weights_gradient, scatter_add)
+    for each in (gather, pool, dot, dot_loss, coalesce, pool_gradient, per_sample_weights_gradient, scatter_add)
 }

@@ -32,12 +32,14 @@ AT_ONCE = 25  # cases that a process is given: the disassembler takes 0.4 s to s
 # float64, with maxima or weights, take more, so that one block fits.
 BUDGET = {"float32": 104, "float64": 144}
 MORE = 1.4  # times that where a block sums one row (few rows, many loads), and where rows catch up first
-IN_FLOAT64 = {"find_gaps", "clip_rows"}  # the history of steps, and norms of rows: float64 on the CPU, too
+# The history of steps, norms of rows, and sums of losses: float64 on the CPU, too.
+IN_FLOAT64 = {"find_gaps", "clip_rows", "loss_bags", "sum_losses"}
 LIBRARY = (
     "clip_rows",
     "find_gaps Adam",
     "find_gaps RMSprop",
-)  # take a power, or an exponential: code of NVIDIA's, with fused products
+    "loss_bags",
+)  # take a power, an exponential or a logarithm: code of NVIDIA's, with fused products
 MOVED = {"weight", "state", "grad", "x", "out", "values", "partials", "winners"}  # arguments that hold rows
 MUST = {  # what a kernel must do 16 bytes at a time; kernels on slots must do so once a slot, and with all of them
     "gather_rows": "ld weight, st out",

@@ -137,7 +137,7 @@ def pool(
     """Pool into out (num_bags, dim); return the winning occurrence of each element in mode max, else None."""
     if table.num_rows == 0 and len(place.ids):
         raise outside(table, place)
-    num_blocks, block_size = _blocks(table, place)
+    num_blocks, block_size = bag_blocks(table, place)
     rows = None if missed is None else missed.reading(num_blocks)
     bags = (block_size, table.read, place.ids, place.offsets)
     if mode == check.MODES["max"]:
@@ -155,14 +155,15 @@ def pool(
 
 def weights_gradient(call: Any, table: Table, place: Place, mode: int, padding: int, grad: Array, out: Array) -> None:
     """Write the gradient of the per-sample weights to out (n,)."""
-    num_blocks, block_size = _blocks(table, place)
+    num_blocks, block_size = bag_blocks(table, place)
     space = scratch(num_blocks, padded(table.dim), np.float64)
     bags = (block_size, table.read, place.ids, place.offsets, place.weights, mode, padding, grad)
     if threads.run(pool_kernels.weights_gradient, num_blocks, *bags, table.lines, space, out):
         raise outside(table, place)
 
 
-def _blocks(table: Table, place: Place) -> tuple[int, int]:
+def bag_blocks(table: Table, place: Place) -> tuple[int, int]:
+    """Return (number of blocks, bags per block)."""
     row_bytes = table.dim * table.dtype.itemsize
     return blocks_of(place.num_bags, row_bytes * (1 + len(place.ids) / max(place.num_bags, 1)))
 

@@ -1,5 +1,6 @@
 """Start kernels that make scores of rows; the arguments have been checked, but for the range of ids."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from .. import _check as check
 from .._frameworks import NUMPY, framework_of
 from .._typing import Array
 from ..kernels.cpu import dot as kernels
+from ..kernels.cpu import loss as loss_kernels
 from ..kernels.cpu._rows import NEAR_BYTES
 from . import threads
 from .blocks import blocks_of, scratch
@@ -15,7 +17,8 @@ from .catch_up import Missed
 from .entry import host_array
 from .inputs import Table
 from .memory import LARGE
-from .reading import FEW_BYTES, Place, outside
+from .reading import FEW_BYTES, Place, bag_blocks, outside
+from .views import read_only
 
 
 def even_offsets(ids: Any, n: int, k: int) -> Array:
@@ -58,3 +61,57 @@ def dot(
     arguments = (block_size, table.read, place.ids, place.offsets, x, padding, lines, space, rows, out)
     if threads.run(kernels.dot_rows, num_blocks, *arguments):
         raise outside(table, place)
+
+
+def dot_loss(
+    call: Any,
+    table: Table,
+    place: Place,
+    x: Array,
+    padding: int,
+    loss: Any,
+    labels: Array | None,
+    shares: Array | None,
+    scores: Array,
+    grad_x: Array,
+    missed: Missed | None = None,
+) -> float:
+    """Write the gradients of scores (n,) and of x, and return the loss; all are wrong after an error."""
+    if table.num_rows == 0 and len(place.ids):
+        raise outside(table, place)
+    num_blocks, block_size = bag_blocks(table, place)
+    rows = None if missed is None else missed.reading(num_blocks)
+    dtype, losses = scores.dtype, np.empty(place.num_bags + 1)
+    space = None if table.by_row and missed is None else scratch(num_blocks, table.dim, dtype)
+    values = scratch(num_blocks, loss_kernels.CHUNK, dtype)
+    members, kept = (len(values), loss_kernels.KEPT) if missed is not None else (0, 0)
+    rooms = (values, np.empty((members, kept, table.dim), dtype))
+    lines = table.fetch if missed is None else table.lines
+    nothing = np.empty(0, dtype)
+    nothing.flags.writeable = False
+    least, largest = map(dtype.type, loss.labels)
+    # Contiguous vectors: each layout of an array compiles for seconds, and there is one version for each loss.
+    bags = (block_size, table.read, place.ids, place.offsets, read_only(x), padding, lines, space, rows)
+    how = (loss.scalars(dtype), nothing if labels is None else labels, least, largest)
+    outputs = (nothing if shares is None else shares, *rooms, scores, grad_x, losses)
+    if threads.run(loss_kernels.dot_loss_rows, num_blocks, *bags, *how, *outputs):
+        raise outside(table, place)
+    total = float(losses[-1])
+    if math.isnan(total) and labels is not None:
+        check_labels(labels, place.ids, padding, loss)
+    return total
+
+
+def check_labels(labels: Array, ids: Array, padding: int, loss: Any) -> None:
+    """Refuse labels that the loss does not allow, but for those of padding."""
+    least, largest = loss.labels
+    wrong = ~((labels >= least) & (labels <= largest)) & (ids != padding)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        advice = "scale, fill or drop such labels"
+        if labels[at] == -1 and largest == 1:
+            advice = "labels of -1 and 1 become 0 and 1 with (labels + 1) / 2"
+        raise ValueError(
+            f"labels must be numbers from {least} to {largest} for {type(loss).__name__}, got {labels[at]} at score "
+            f"{at}; {advice}"
+        )

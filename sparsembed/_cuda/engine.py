@@ -8,7 +8,7 @@ from .inputs import check_trainable, check_writeable, gradient, hands_out_copies
 from .launch import add_rows, segment_sum, update
 from .reading import Place, gather, gather_few, pool, pool_few, weights_gradient
 from .rows import clear, grown, own_ids, reset, taken
-from .scores import dot, dot_few, even_offsets
+from .scores import dot, dot_few, dot_loss, even_offsets
 from .sorting import check_bags, check_ids, fits, part, shown, sort
 from .store import (
     adopt,

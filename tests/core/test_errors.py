@@ -120,6 +120,8 @@ CALLS = {
     "EmbeddingTable.dot": {"bags": IDS[:, None], "x": GRAD, "out": None},
     "EmbeddingTable.update_dot": {"bags": PLAIN, "x": GRAD, "grad_scores": FACTORS, "check_finite": True},
     "EmbeddingTable.gradient_dot": {"bags": PLAIN, "x": GRAD, "grad_scores": FACTORS},
+    "EmbeddingTable.dot_loss": {
+        "bags": PLAIN, "x": GRAD, "labels": FACTORS, "loss": se.losses.Squared(), "weights": FACTORS},
     "EmbeddingTable.blocks": {"size": 3},
     "EmbeddingTable.set_rows": {"ids": IDS, "vectors": GRAD, "reset": True},
     "EmbeddingTable.take": {"rows": IDS},
@@ -135,6 +137,7 @@ CALLS = {
     "EmbeddingTable.load_state_dict": {"state_dict": Of(lambda w: w.table.state_dict()), "strict": True},
     "testing.default_trace": {"num_rows": 5, "dim": 2, "steps": 2, "rng": 0},
     "testing.check_optimizer": {"rule": SGD, "trace": [(IDS, GRAD)], "num_rows": ROWS},
+    "testing.check_loss": {"loss": se.losses.Squared(), "scores": np.array([1.0, 2.0]), "labels": np.array([0.5, 3.0])},
 }  # fmt: skip
 INITIALIZERS = [f"initializers.{name}" for name in ("zeros", "uniform", "normal", "truncated_normal", "glorot_uniform")]
 RULES = [name for name in se.rules.__all__ if name != "Rule"]
@@ -152,7 +155,7 @@ BOTH = "EmbeddingTable.update_pooled EmbeddingTable.gradient_pooled"
 GRADIENTS = f"{STEPS} coalesce {BOTH} pool_gradient per_sample_weights_gradient"
 READS = "gather pool dot per_sample_weights_gradient"
 STEPS_DOT = "EmbeddingTable.update_dot EmbeddingTable.gradient_dot"
-DOTS = f"dot EmbeddingTable.dot {STEPS_DOT}"
+DOTS = f"dot EmbeddingTable.dot EmbeddingTable.dot_loss {STEPS_DOT}"
 POOLS = f"pool EmbeddingTable.pool {BOTH} pool_gradient per_sample_weights_gradient"
 COUNTS = "plan coalesce pool_gradient RowGradient EmbeddingTable testing.check_optimizer"
 TABLES = "EmbeddingTable EmbeddingTable.from_array"
@@ -355,6 +358,16 @@ BAD = [
         IDS, BAGS, se.Bags(IDS, OFFSETS, mode="mean"))),
     (DOTS, "bags", se.Bags([1, -1], OFFSETS), IndexError, "-1"),
     ("dot EmbeddingTable.dot", "bags", np.array([[1], [9]]), IndexError, r"9"),
+    *(("EmbeddingTable.dot_loss", "loss", v, TypeError, "se.losses|losses.Logistic") for v in (
+        None, "logistic", se.losses.Squared)),
+    ("EmbeddingTable.dot_loss", "loss", se.losses.Pairwise(), ValueError, "labels must be None for Pairwise"),
+    *(("EmbeddingTable.dot_loss", "labels", v, TypeError, "float|None|grad|array") for v in (
+        None, "12", PLAIN, Of(lambda w: tracked(FACTORS)))),
+    *(("EmbeddingTable.dot_loss", "labels", v, ValueError, "shape|nan") for v in (
+        ones(3), ones(1, 2), 1.0, np.array([NAN, 1]))),
+    *(("EmbeddingTable.dot_loss", "weights", v, TypeError, "float|grad") for v in (
+        "12", np.array([True, False]), Of(lambda w: tracked(FACTORS)))),
+    *(("EmbeddingTable.dot_loss", "weights", v, ValueError, "shape") for v in (ones(3), ones(2, 1), 1.0)),
     *((DOTS, "x", v, TypeError, "float|grad") for v in (None, PLAIN, np.ones((2, DIM), int))),
     (DOTS, "x", Of(lambda w: tracked(GRAD)), TypeError, "x requires grad"),
     *((DOTS, "x", v, ValueError, r"shape \(2, ") for v in (ones(2, DIM + 1), ones(3, DIM), ones(DIM))),
@@ -368,6 +381,9 @@ BAD = [
     *(("warm_up", "ids_dtype", v, TypeError, "int32 or int64") for v in (None, float, "x")),
     *(("testing.check_optimizer", "rule", v, TypeError, "rule") for v in ("adam", se.SGD)),
     *(("testing.check_optimizer", "trace", v, (TypeError, ValueError), "") for v in ([], [1], 5)),
+    *(("testing.check_loss", "loss", v, TypeError, "loss") for v in ("squared", se.losses.Squared)),
+    *(("testing.check_loss", "scores", v, (TypeError, ValueError), "float|array") for v in ("12", ones(2, 2), PLAIN)),
+    *(("testing.check_loss", "labels", v, (TypeError, ValueError), "float|array") for v in ("12", ones(3), PLAIN)),
 ]  # fmt: skip
 CASES = [(call, *row) for calls, *row in BAD for call in calls.split()]
 LABELS = [
@@ -380,6 +396,7 @@ ALSO = {
     "matrix": "indices",
     "ids": "plan",
     "bags": "per_sample_weights",
+    "loss": "labels",
     "dtype": "data type",
     "shape": "dimensions",
     "state_dict": "step",

@@ -38,6 +38,9 @@ late = se.EmbeddingTable(20, 5, se.Adam(0.1), rng=1)
 late.update(ids[:9], grad[:9])
 late.update_dot(plain, grad[:3], grad[:, 0])
 found.append(late.dot(plain, grad[:3]))
+for loss in (se.losses.Squared(), se.losses.Pairwise(), se.losses.Softmax()):
+    found += late.dot_loss(plain, grad[:3], None if loss.pair or not loss.term else abs(grad[:, 1]), loss)
+found += short.dot_loss(ids.reshape(12, 5), grad[:12], grad.reshape(12, 25)[:, :5] > 0)
 np.savez(sys.argv[1], *found)
 """
 
@@ -51,6 +54,6 @@ def run(path, **environment):
 def test_plain_python_equals_compiled(tmp_path):
     compiled = run(str(tmp_path / "compiled.npz"))
     plain = run(str(tmp_path / "plain.npz"), NUMBA_DISABLE_JIT="1")
-    assert len(compiled) == len(plain) == 46
+    assert len(compiled) == len(plain) == 58
     for a, b in zip(compiled, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

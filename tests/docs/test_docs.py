@@ -28,10 +28,13 @@ def test_readme_example_runs_and_does_what_its_comments_say():
     assert (table.weight[0] == 0).all()
 
 
-def test_rule_page_runs():
-    (code,) = blocks("docs/write-a-rule.md")
-    # The rule needs a module of its own for the disk cache to find its source.
-    exec(compile(code, "write_a_rule.py", "exec"), {"__name__": "write_a_rule"})
+@pytest.mark.parametrize("page", ["write-a-rule", "write-a-loss"])
+def test_pages_of_what_users_write_run(page, capsys):
+    (code,) = blocks(f"docs/{page}.md")
+    # The class needs a module of its own for the disk cache to find its source.
+    name = page.replace("-", "_")
+    exec(compile(code, f"{name}.py", "exec"), {"__name__": name})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
 
 
 def test_torch_page_runs():

@@ -144,6 +144,33 @@ def table_dot(place):
     yield from everything(table, stepped([want]))
 
 
+def table_dot_loss(place):
+    """Every kind of loss, also of rows that have missed steps."""
+    (there, here), x, labels = place.bags(False), place.array(POOLED), np.round(RNG.random(15), 2).astype("f4")
+    late = se.EmbeddingTable.from_array(place.array(WEIGHT.copy()), se.Adam(lr=0.1))
+    late.update(place.array(IDS[0]), place.array(GRAD[0]))
+    shares, pair, softmax = np.array([1.0, 2.0, 0.5, 3.0], "f4"), se.losses.Pairwise(), se.losses.Softmax()
+    for table, loss, marks, weights in (
+        (place.table(), se.losses.Logistic(), labels, None),
+        (late, se.losses.Squared(), labels, shares),
+        (place.table(), pair, None, shares),
+        (late, softmax, None, None),
+        (place.table(), softmax, labels, shares),
+    ):
+        padding = None if table is late else PADDING
+        given = [None if each is None else place.array(each) for each in (marks, weights)]
+        found = table.dot_loss(there, x, given[0], loss, weights=given[1])
+        weight = np.asarray(table.state_dict()["weight"])
+        exact = reference.dot_loss(weight, here, POOLED, marks, loss, weights, padding)
+        yield f"{loss}: loss", place.read(found[0]), exact[0]
+        yield f"{loss}: gradient of x", place.read(found[1]), exact[1]
+        yield f"{loss}: gradient of scores", place.read(found[2]), exact[2]
+    found, ones = place.table().dot_loss(place.array(IDS), place.array(GRAD[:, 0]), loss=pair), GRAD[:, 0]
+    exact = reference.dot_loss(cleared(), IDS, ones, None, pair, None, PADDING)
+    for name, mine, its in zip(("loss", "gradient of x", "gradient of scores"), found, exact, strict=True):
+        yield f"rows of ids: {name}", place.read(mine), its
+
+
 def lookup(place):
     table, want = place.table(), reference.gather(cleared(), IDS)
     yield "lookup", place.read(table.lookup(place.array(IDS))), want
@@ -257,7 +284,7 @@ def deepcopy(place):
     yield from everything(first, stepped([coalesced()]))
 
 
-CASES = {each.__name__: each for each in (gather, scatter_add, coalesce, dot, table_dot)}
+CASES = {each.__name__: each for each in (gather, scatter_add, coalesce, dot, table_dot, table_dot_loss)}
 CASES |= {each.__name__: each for each in (lookup, update, gradient_and_apply)}
 CASES |= {each.__name__: each for each in (state_dict, deepcopy)}
 CASES |= {each.__name__: each for each in (blocks, set_rows, take, astype, reset_state, weights_only)}

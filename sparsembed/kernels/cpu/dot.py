@@ -45,7 +45,7 @@ def dot_at(weight, start, x, to):
 
 
 @inline
-def _dot_row(weight, r, x, to, scratch, member, catching_up):
+def dot_row(weight, r, x, to, scratch, member, catching_up):
     """Return the dot product of row r, after its missed steps, and a row of x at address `to`."""
     if scratch is None:
         array, row = current_row(weight, r, member, catching_up)
@@ -92,7 +92,7 @@ def dot_rows(claims, num_blocks, block_size, weight, ids, offsets, x, padding, l
                 if q + ahead < n:
                     prefetch_row(weight, ids[q + ahead], lines, catching_up)
                 r = within(ids[q], weight.shape[0], claims)
-                out[q] = 0 if ids[q] == padding else _dot_row(weight, r, x, to, scratch, member, catching_up)
+                out[q] = 0 if ids[q] == padding else dot_row(weight, r, x, to, scratch, member, catching_up)
             p, b = stop, b + 1
         block = claim(claims)
     leave(claims)

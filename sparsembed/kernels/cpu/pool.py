@@ -33,7 +33,7 @@ def current_row(weight, r, member, catching_up):
 
 
 @inline
-def _add_rows(total, weight, bag, weights, lines, member, catching_up, claims):
+def add_rows(total, weight, bag, weights, lines, member, catching_up, claims):
     """Add the rows of one bag in order, in memory: for rows that catch up, or that are not contiguous."""
     ids, first, last, padding = bag
     reach = distance(lines) if catching_up is None else AHEAD_CATCHING_UP
@@ -71,7 +71,7 @@ def pool_rows(
             clear(total)
             if divisor != 0:
                 bag = (ids, first, last, padding)
-                _add_rows(total, weight, bag, weights, lines, member, catching_up, claims)
+                add_rows(total, weight, bag, weights, lines, member, catching_up, claims)
             for c in range(dim):
                 out[b, c] = total[c] / divisor if divisor != 0 else 0
         block = claim(claims)

@@ -158,6 +158,7 @@ TAMPERED = [
     ("pool", reading, "pool_rows", changed(argument(5)), "more than rounding"),
     ("pool", reading, "pool_max", changed(argument(4), "bit"), "more than rounding"),
     ("dot", engine, "dot", changed(argument(5)), "more than rounding"),
+    ("dot_loss", engine, "dot_loss", changed(argument(9)), "more than rounding"),
     ("coalesce", launch, "sum_segments", changed(SUMS), "more than rounding"),
     ("pool_gradient", launch, "sum_segments", changed(SUMS), "more than rounding"),
     ("pool_gradient", reading, "share", changed(SUMS), "more than rounding"),

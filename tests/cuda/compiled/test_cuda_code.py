@@ -11,8 +11,11 @@ import sparsembed as se
 from benchmarks.gpu import cases as gpu_cases
 from benchmarks.gpu import code as gpu_code
 from benchmarks.gpu import ptx
+from sparsembed._cache import rules_in
 from sparsembed._cuda import code
 from sparsembed._cuda.array import DeviceArray
+from sparsembed.losses import _dispatch as of_losses
+from sparsembed.losses._loss import LOSSES
 from sparsembed.rules import _dispatch
 from sparsembed.rules._rule import RULES
 
@@ -23,6 +26,8 @@ F32 = DeviceArray(0, (3,), np.float32, None)
 def test_every_rule_is_compiled():
     built_in = {rule for rule in RULES.values() if rule.__module__.startswith("sparsembed.")}
     assert built_in <= {case.rule for case in CASES}
+    losses = {each for each, loss in LOSSES.items() if loss.__module__.startswith("sparsembed.")}
+    assert losses <= {each for case in CASES for each in rules_in(case.kinds)}
 
 
 def test_code_is_kept_for_the_next_process(tmp_path, monkeypatch):
@@ -47,7 +52,7 @@ def test_the_rules_are_the_functions_of_the_cpu():
         for template in templates.builtin_registry.functions
         if isinstance(template, type) and issubclass(template, _OverloadFunctionTemplate)
     }
-    assert set(_dispatch.SPECIALISATIONS) <= found
+    assert {*_dispatch.SPECIALISATIONS, *of_losses.SPECIALISATIONS} <= found
     hp = type("Kind", (), {"instance_class": se.SparseAdam.Hyper})
     assert dict(_dispatch.SPECIALISATIONS)[_dispatch.step](None, None, None, None, hp) is se.SparseAdam.step
 

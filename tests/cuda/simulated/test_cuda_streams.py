@@ -58,6 +58,9 @@ CALLS = {
     "dot": lambda s: se.dot(s.on(8, WEIGHT), bags(s), s.on(9, POOLED), s.on(7, WEIGHTS)),
     "dot, rows of ids": lambda s: se.dot(s.on(8, WEIGHT), s.on(5, IDS), s.on(9, POOLED)),
     "table.dot": lambda s: table(se.Adam()).dot(s.on(5, IDS), s.on(9, POOLED)),
+    "dot_loss": lambda s: table(se.Adam()).dot_loss(
+        bags(s), s.on(8, POOLED), s.on(9, WEIGHTS), se.losses.Squared(), weights=s.on(7, POOLED[:, 0].copy())
+    ),
     "update_dot": lambda s: table(se.Adam()).update_dot(bags(s), s.on(8, POOLED), s.on(9, WEIGHTS)),
     "update_dot, rows": lambda s: table().update_dot(s.on(5, IDS), s.on(8, POOLED), s.on(9, WEIGHTS.reshape(2, 3))),
     "lookup": lambda s: table().lookup(s.on(5, IDS)),
