@@ -15,7 +15,12 @@ from typing import Any
 from .. import timing
 from .job import measure
 
-JOBS = ("words", "graph")
+JOBS = {  # module and function that make them
+    "words": ("words", "job"),
+    "ranking": ("ranking", "job"),
+    "ranking-many": ("ranking", "many"),
+    "graph": ("graph", "job"),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,7 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
     size = "tiny" if options.tiny else "quick" if options.quick else "full"
     result: dict[str, Any] = {"machine": timing.machine(), "size": size, "rows": [], "runs": [], "left_out": []}
     for name in options.only or JOBS:
-        job = importlib.import_module(f"{__package__}.{name}").job(size)
+        module, maker = JOBS[name]
+        job = getattr(importlib.import_module(f"{__package__}.{module}"), maker)(size)
         rows, runs = measure(job, lambda line: print(line, file=sys.stderr, flush=True))
         result["rows"] += rows
         result["runs"] += runs

@@ -37,7 +37,10 @@ def text(tokens: int = 887_521, words: int = 10_000, held: int = 12_000) -> Text
     if path := file("ptb.zip"):
         with zipfile.ZipFile(path) as archive:
             lines = {part: archive.read(f"ptb.{part}.txt").decode().splitlines() for part in ("train", "valid")}
-        both = [_first([line.split() for line in lines[part]], most) for part, most in zip(lines, (tokens, held))]
+        both = [
+            _first([line.split() for line in lines[part]], most)
+            for part, most in zip(lines, (tokens, held), strict=True)
+        ]
         return Text("Penn Treebank", *both)
     rng, length = np.random.default_rng(2021), 20
     count = (tokens + held) // length

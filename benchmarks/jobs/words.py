@@ -41,7 +41,8 @@ class Corpus(NamedTuple):
 def corpus(tokens: int, held: int, epochs: int, parts_of_epoch: int) -> Corpus:
     """Read the text; a word of one occurrence counts, as the Penn Treebank has `<unk>` for what is rarer."""
     spec = importlib.util.spec_from_file_location("skip_gram", EXAMPLE)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     found = data.text(tokens=tokens, held=held)
