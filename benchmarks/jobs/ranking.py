@@ -104,7 +104,7 @@ def job(size: str) -> Job:
     """Make the job of few users and items."""
     users, items, count = (60, 200, 2_000) if size == "tiny" else (671, 6_170, 51_568)
     found = data.ratings(users, items, count)
-    return _job("recommender", found, size, (1024, 4096), 2, 1.0, "recall of the first 20", True)
+    return _job("recommender", found, size, (1024, 4096), 2, (0.02, 0.05, 0.1), 1.0, "recall of the first 20", True)
 
 
 def many(size: str) -> Job:
@@ -115,21 +115,30 @@ def many(size: str) -> Job:
         "tiny": (20_000, 20_000, 5_000),
     }[size]
     found = data.many(users, items, count)
-    return _job("recommender, many", found, size, (4096, 16384), 1, 1.3, "loss held out (nats a pair)", False)
+    return _job(
+        "recommender, many", found, size, (4096, 16384), 1, (0.05, 0.1, 0.2), 1.3, "loss held out (nats a pair)", False
+    )
 
 
 def _job(
-    name: str, found: data.Positives, size: str, batches: tuple[int, ...], epochs: int, target: float, *measure: Any
+    name: str,
+    found: data.Positives,
+    size: str,
+    batches: tuple[int, ...],
+    epochs: int,
+    sgd: tuple[float, ...],
+    target: float,
+    *measure: Any,
 ) -> Job:
     def ours(batch: int | None) -> Any:
         return lambda rate, threads: Ours(found, epochs, rate, threads, batch)
 
-    rates = (0.02, 0.05, 0.1) if size == "full" else (0.05,)
-    loops = {f"NumPy loop, batches of {batch:,}": batch for batch in batches}
+    adagrad, sgd = ((0.01, 0.02, 0.05), sgd) if size == "full" else ((0.02,), (0.05,))
+    loops = {f"NumPy loop, Adagrad, batches of {batch:,}": batch for batch in batches}
     tools = [
-        *(Tool(loop, "NumPy + sparsembed", ours(batch), rates) for loop, batch in loops.items()),
-        Tool(COMPILED, "Numba + sparsembed.jit", ours(None), rates),
-        Tool(IMPLICIT, "implicit", lambda *given: Implicit(found, epochs, *given), rates, ("implicit",)),
+        *(Tool(loop, "NumPy + sparsembed", ours(batch), adagrad) for loop, batch in loops.items()),
+        Tool(COMPILED, "Numba + sparsembed.jit", ours(None), sgd),
+        Tool(IMPLICIT, "implicit", lambda *given: Implicit(found, epochs, *given), sgd, ("implicit",)),
     ]
     lines = [Line(each, IMPLICIT, target) for each in (*loops, COMPILED)]
     text = f"{found.name}, {found.users:,} users, {found.items:,} items, {len(found.train):,} pairs"

@@ -161,16 +161,15 @@ class Loop(Judged):
 def pairs(text: Corpus, ids: Array, rng: np.random.Generator) -> tuple[Array, Array, Array]:
     """Return words, the words near each of them in one array, and how many these are."""
     window = text.example.WINDOW
-    kept = ids[(ids < 0) | (rng.random(len(ids)) < text.model.keep[ids])]
+    ends = np.full(window, -1)  # so that no window leaves the array
+    kept = np.concatenate([ends, ids[(ids < 0) | (rng.random(len(ids)) < text.model.keep[ids])], ends])
     sentence = np.cumsum(kept < 0)
     at = np.flatnonzero(kept >= 0)
     reach = rng.integers(1, window + 1, len(at))
     sides = np.array([side for side in range(-window, window + 1) if side])
     places = at[:, None] + sides
-    np.clip(places, 0, len(kept) - 1, out=places)
     near = kept[places]
     wanted = (np.abs(sides) <= reach[:, None]) & (near >= 0) & (sentence[places] == sentence[at][:, None])
-    wanted &= places != at[:, None]
     return kept[at], near[wanted], wanted.sum(axis=1)
 
 

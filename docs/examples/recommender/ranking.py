@@ -34,7 +34,8 @@ import sparsembed as se
 from sparsembed.jit import dot_row, prefetch_row, read_row
 
 DIM, GOOD, HELD_OUT, SHOWN = 64, 4, 0.2, 20  # the last of the DIM numbers of an item is its bias
-RATE, DECAY, BATCH, EPOCHS = 0.05, 0.01, 4096, 20
+RATE, DECAY, EPOCHS = 0.05, 0.01, 20
+BATCH, BATCH_RATE = 4096, 0.02  # Adagrad: the gradients of popular items add up by hundreds in a batch
 AHEAD = 4  # steps from asking for rows to using them
 
 
@@ -71,7 +72,7 @@ class Ranking:
         self.sampler = se.NegativeSampler(counts, power=1, seed=seed, exclude=self.history)
         weights = [self.rng.uniform(-0.5 / DIM, 0.5 / DIM, (n, DIM)).astype(np.float32) for n in (num_users, num_items)]
         weights[0][:, -1], weights[1][:, -1] = 1, 0
-        self.users, self.items = (se.EmbeddingTable.from_array(w, se.SGD(lr=rate)) for w in weights)
+        self.users, self.items = (se.EmbeddingTable.from_array(w, se.Adagrad(lr=rate)) for w in weights)
 
     def draw(self):
         """Return as many users, items that they took, and other items as there are pairs."""
@@ -79,7 +80,7 @@ class Ranking:
         return who, taken, self.sampler.draw(len(who), 1, keys=who)[:, 0]
 
     def compiled_pass(self, threads=2):
-        """As many steps as there are pairs, on some threads."""
+        """As many steps of plain SGD as there are pairs, on some threads."""
         parts = zip(*(np.array_split(each, threads) for each in self.draw()), strict=True)
         known = self.users.weight, self.items.weight, self.rate, DECAY
         jobs = [threading.Thread(target=learn, args=(*part, *known)) for part in parts]
@@ -89,7 +90,7 @@ class Ranking:
             job.join()
 
     def pass_of_batches(self, batch=BATCH):
-        """The same in NumPy: a bag for each step, of the item that the user took and the other one."""
+        """The same in batches, with Adagrad: a bag for each user, of the item that the user took and the other one."""
         who, taken, other = self.draw()
         both = np.stack([taken, other], axis=1)
         for first in range(0, len(who), batch):
@@ -136,7 +137,7 @@ def main(argv=None):
         parser.error("--epochs must be at least 1")
     ratings = read_ratings(os.environ.get("SPARSEMBED_DATA"))
     trained, held, *sizes = split(ratings)
-    model = Ranking(trained, *sizes)
+    model = Ranking(trained, *sizes, rate=BATCH_RATE if args.batches else RATE)
     print(f"{ratings[0]}: {sizes[0]:,} users, {sizes[1]:,} items, {len(trained):,} pairs; {len(held):,} are held out")
     one = model.pass_of_batches if args.batches else model.compiled_pass
     seconds = 0.0
