@@ -19,7 +19,10 @@ from .job import Job, Line, Tool, parts
 Array = Any
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "skip_gram.py"
 GENSIM, COMPILED = "gensim", "compiled loop (docs/examples/skip_gram.py)"
-LOOPS = {"NumPy loop, Adagrad, 8,192 words": 8192, "NumPy loop, Adagrad, 2,048 words": 2048}
+LOOPS = {  # words of a batch, random words of each of them
+    "NumPy loop, Adagrad, 8,192 words, 10 negatives a word": (8192, 10),
+    "NumPy loop, Adagrad, 8,192 words, 5 negatives a pair": (8192, 0),
+}
 NUMPY = next(iter(LOOPS))
 
 
@@ -124,32 +127,49 @@ def new_tables(text: Corpus, rule: Any) -> tuple[se.EmbeddingTable, se.Embedding
 
 
 class Loop(Judged):
-    """Batches in NumPy: a bag for each word, of the words near it and five negatives for each of these."""
+    """Batches in NumPy: a bag for each word, of the words near it and of random words.
 
-    def __init__(self, text: Corpus, rate: float, threads: int, batch: int) -> None:
+    `far` random words of a bag weigh as much as five for each of its near words would: what is expected of the
+    gradient is the same, so that fewer of them cost less, and add noise.  0 draws five for each near word.
+    """
+
+    def __init__(self, text: Corpus, rate: float, threads: int, batch: int, far: int) -> None:
         super().__init__(text, rate, threads)
-        self.batch = batch
+        self.batch, self.far = batch, far
         self.source, self.target = new_tables(text, se.Adagrad(lr=rate))
         counts = np.bincount(np.concatenate([ids[ids >= 0] for ids in text.ids]))
         self.sampler = se.NegativeSampler(counts, power=0.75, seed=1)
 
     def piece(self, i: int) -> None:
         rng = np.random.default_rng(self.text.seed_of(i))
+        self.source.optimizer = self.target.optimizer = se.Adagrad(lr=self.share(i)[0])
         words, near, counts = pairs(self.text, self.text.ids[i % len(self.text.ids)], rng)
         ends = np.concatenate([[0], np.cumsum(counts)])
         for first in range(0, len(words), self.batch):
             last = min(first + self.batch, len(words))
-            self.step(words[first:last], near[ends[first] : ends[last]], ends[first : last + 1] - ends[first])
+            self.step(words[first:last], near[ends[first] : ends[last]], counts[first:last])
 
-    def step(self, words: Array, near: Array, ends: Array) -> None:
-        """One step of each table."""
-        ids = np.empty((len(near), 1 + self.text.example.NEGATIVES), np.int64)
-        ids[:, 0], ids[:, 1:] = near, self.sampler.draw(len(near), ids.shape[1] - 1)
-        bags = se.Bags(ids.ravel(), ids.shape[1] * ends)
+    def step(self, words: Array, near: Array, counts: Array) -> None:
+        """One step of each table; `counts` words are near each of the words."""
+        negatives = self.text.example.NEGATIVES
+        sizes = counts + self.far if self.far else (1 + negatives) * counts
+        ends = np.concatenate([[0], np.cumsum(sizes)])
+        if self.far:
+            far = ends[1:, None] + np.arange(-self.far, 0)  # where they stand
+            drawn = self.sampler.draw(len(words), self.far)
+            weight = (np.float32(negatives / self.far) * counts.astype(np.float32))[:, None]
+        else:
+            far = np.arange(ends[-1]).reshape(-1, 1 + negatives)[:, 1:]
+            drawn, weight = self.sampler.draw(len(far), negatives), 1
+        is_near = np.ones(ends[-1], bool)
+        is_near[far] = False
+        ids = np.empty(ends[-1], np.int64)
+        ids[is_near], ids[far] = near, drawn
+        bags = se.Bags(ids, ends)
         x = self.source.lookup(words)
-        scores = self.target.dot(bags, x)
-        slope = 1 / (1 + np.exp(-scores))
-        slope[:: ids.shape[1]] -= 1  # near words are to score high
+        slope = 1 / (1 + np.exp(-self.target.dot(bags, x)))
+        slope[is_near] -= 1  # near words are to score high
+        slope[far] *= weight
         grad_x = self.target.pool(bags.with_weights(slope))
         self.target.update_dot(bags, x, slope)
         self.source.update(words, grad_x)
@@ -164,7 +184,7 @@ def pairs(text: Corpus, ids: Array, rng: np.random.Generator) -> tuple[Array, Ar
     ends = np.full(window, -1)  # so that no window leaves the array
     kept = np.concatenate([ends, ids[(ids < 0) | (rng.random(len(ids)) < text.model.keep[ids])], ends])
     sentence = np.cumsum(kept < 0)
-    at = np.flatnonzero(kept >= 0)
+    at = rng.permutation(np.flatnonzero(kept >= 0))  # text comes in bursts of a word, and batches sum their gradients
     reach = rng.integers(1, window + 1, len(at))
     sides = np.array([side for side in range(-window, window + 1) if side])
     places = at[:, None] + sides
@@ -182,15 +202,15 @@ def job(size: str) -> Job:
     }[size]
     text = corpus(tokens, held, epochs, pieces)
 
-    def loop(batch: int) -> Any:
-        return lambda rate, threads: Loop(text, rate, threads, batch)
+    def loop(batch: int, far: int) -> Any:
+        return lambda rate, threads: Loop(text, rate, threads, batch, far)
 
     def made(kind: Any) -> Any:
         return lambda rate, threads: kind(text, rate, threads)
 
-    sgd, adagrad = ((0.025, 0.05, 0.1), (0.1, 0.2)) if size == "full" else ((0.05,), (0.1,))
+    sgd, adagrad = ((0.025, 0.05, 0.1), (0.1, 0.15)) if size == "full" else ((0.05,), (0.1,))
     tools = [
-        *(Tool(name, "NumPy + sparsembed", loop(batch), adagrad) for name, batch in LOOPS.items()),
+        *(Tool(name, "NumPy + sparsembed", loop(*how), adagrad) for name, how in LOOPS.items()),
         Tool(COMPILED, "Numba + sparsembed.jit", made(Compiled), sgd),
         Tool(GENSIM, "gensim", made(Gensim), sgd, ("gensim",)),
     ]

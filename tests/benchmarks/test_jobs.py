@@ -1,7 +1,10 @@
 """The jobs run at their smallest; nothing here asserts a time."""
 
 import importlib.util
+import io
 import json
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numba
@@ -75,11 +78,54 @@ def test_windows_are_of_words_of_the_same_sentence():
     text = text._replace(model=type("Model", (), {"keep": np.ones(10)}))
     ids = np.array([1, 2, 3, -1, 4, -1, 5, 6, -1])
     found, near, counts = words.pairs(text, ids, np.random.default_rng(0))
-    assert found.tolist() == [1, 2, 3, 4, 5, 6]
+    assert sorted(found.tolist()) == [1, 2, 3, 4, 5, 6]
     ends = np.concatenate([[0], np.cumsum(counts)])
     each = {int(word): near[a:b].tolist() for word, a, b in zip(found, ends[:-1], ends[1:], strict=True)}
     assert (each[2], each[4], each[5], each[6]) == ([1, 3], [], [6], [5])
     assert each[1] in ([2], [2, 3])
+
+
+def test_few_negatives_weigh_as_much_as_five_a_pair(rng):
+    text, slopes = words.corpus(3_000, 300, 1, 2), []
+    near, counts = np.array([3, 4, 5, 6]), np.array([3, 0, 1])
+    for far in (0, 2):
+        loop = words.Loop(text, 0.1, 1, 8, far)
+        loop.target.weight[:] = 0  # all scores are zero, so each slope is half of its weight, near words' below zero
+        seen = []
+        loop.target.update_dot = lambda bags, x, slope, seen=seen: seen.append((bags, slope))
+        loop.step(np.array([0, 1, 2]), near, counts)
+        ((bags, slope),) = seen
+        sums = np.add.reduceat(np.append(np.maximum(slope, 0), 0), bags.offsets[:-1])
+        sums[np.diff(bags.offsets) == 0] = 0
+        slopes.append(sums)
+        assert bags.ids[slope < 0].tolist() == near.tolist()
+        assert (slope[slope < 0] == -0.5).all()
+    for sums in slopes:
+        np.testing.assert_allclose(sums, 0.5 * text.example.NEGATIVES * counts, rtol=1e-6)
+
+
+def test_real_files_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSEMBED_DATA", str(tmp_path))
+    with zipfile.ZipFile(tmp_path / "ptb.zip", "w") as archive:
+        archive.writestr("ptb.train.txt", " a b \n c a b \n d \n")
+        archive.writestr("ptb.valid.txt", " a \n b c \n")
+    found = data.text(tokens=5, held=1)
+    assert found == ("Penn Treebank", [["a", "b"], ["c", "a", "b"]], [["a"]])
+    with tarfile.open(tmp_path / "WN18RR.tar.gz", "w:gz") as archive:
+        for part, line in (("train", "x\tr\ty\ny\ts\tz\n"), ("valid", "z\tr\tx\n"), ("test", "x\ts\tz\n")):
+            member = tarfile.TarInfo(f"{part}.txt")
+            member.size = len(line)
+            archive.addfile(member, io.BytesIO(line.encode()))
+    read = data.triples()
+    assert read[:3] == ("WN18RR", 3, 2)
+    assert (read.train.tolist(), read.test.tolist()) == ([[0, 0, 1], [1, 1, 2]], [[0, 1, 2]])
+    assert len(read.known) == 4
+    lines = "".join(
+        f"{user},{10 * item},{stars},0\n" for user in range(5) for item, stars in ((1, 5), (2, 4), (3, 3.5))
+    )
+    (tmp_path / "ml-latest-small-ratings.csv").write_text("userId,movieId,rating,timestamp\n" + lines)
+    positives = data.ratings()
+    assert (positives.users, positives.items, len(positives.train), len(positives.test)) == (5, 2, 8, 2)
 
 
 def test_the_rank_does_not_count_what_is_known():
