@@ -103,16 +103,21 @@ class Training:
         self.optimizers.append(torch.optim.Adam(mlps, lr=RATE))
         self.constant = [torch.randn(size.batch, size.dim).requires_grad_() for _ in range(size.tables)]
 
-    def step(self, i: int) -> Any:
-        batch = self.batches[i % len(self.batches)]
+    def pooled(self, batch: Batch) -> list[Any]:
+        """Return the pooled rows of each table."""
         if self.kind == "dense part":
-            pooled = self.constant
-            for each in pooled:
+            for each in self.constant:
                 each.grad = None
-        else:
-            pooled = [bag(ids, batch.offsets) for bag, ids in zip(self.model.bags, batch.ids, strict=True)]
-        scores = self.model(batch.dense, pooled)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(scores, batch.clicked)
+            return self.constant
+        return [bag(ids, batch.offsets) for bag, ids in zip(self.model.bags, batch.ids, strict=True)]
+
+    def loss(self, i: int) -> Any:
+        batch = self.batches[i % len(self.batches)]
+        scores = self.model(batch.dense, self.pooled(batch))
+        return torch.nn.functional.binary_cross_entropy_with_logits(scores, batch.clicked)
+
+    def step(self, i: int) -> Any:
+        loss = self.loss(i)
         for each in self.optimizers:
             each.zero_grad()
         loss.backward()

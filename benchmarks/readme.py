@@ -1,6 +1,7 @@
-"""The table of `benchmarks.peers` as Markdown: ``python -m benchmarks.readme RESULT.json README.md``.
+"""The tables of benchmarks in a file: ``python -m benchmarks.readme RESULT.json README.md``.
 
-Rewrites what stands between ``<!-- benchmarks -->`` and ``<!-- /benchmarks -->``.
+Rewrites what stands between ``<!-- benchmarks -->`` and ``<!-- /benchmarks -->`` with a result of `benchmarks.peers`,
+or between ``<!-- jobs -->`` and ``<!-- /jobs -->`` with one of `benchmarks.jobs`.
 """
 
 import argparse
@@ -11,7 +12,8 @@ from typing import Any
 from .timing import Paired, quartiles
 
 TIMES = "\N{MULTIPLICATION SIGN}"
-START, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+MARK = "benchmarks"
+START, END = f"<!-- {MARK} -->", f"<!-- /{MARK} -->"
 HEADER = ("work", "ids", "ours (ms)", "peer", "peer (ms)", "ratio", "target met?", "share of limit")
 
 
@@ -106,13 +108,14 @@ def _notes(result: dict[str, Any]) -> list[str]:
     return notes
 
 
-def rewrite(text: str, table: str) -> str:
+def rewrite(text: str, table: str, mark: str = MARK) -> str:
     """Put the table between the marks."""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
+    first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, start, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not start or not end:
-        raise ValueError(f"the file must contain {START} and, after it, {END}")
-    return f"{before}{START}\n{table}\n{END}{after}"
+        raise ValueError(f"the file must contain {first} and, after it, {last}")
+    return f"{before}{first}\n{table}\n{last}{after}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -120,8 +123,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("result", type=Path, metavar="RESULT.json")
     parser.add_argument("readme", type=Path, metavar="README.md")
     options = parser.parse_args(arguments)
-    table = markdown(json.loads(options.result.read_text()))
-    options.readme.write_text(rewrite(options.readme.read_text(), table))
+    result = json.loads(options.result.read_text())
+    mark, table = MARK, markdown
+    if "runs" in result:  # of `benchmarks.jobs`, which needs this module
+        from .jobs import report
+
+        mark, table = "jobs", report.markdown
+    options.readme.write_text(rewrite(options.readme.read_text(), table(result), mark))
 
 
 if __name__ == "__main__":

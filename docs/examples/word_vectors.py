@@ -5,9 +5,10 @@ Word vectors of the Python standard library
 Skip-gram with negative sampling (word2vec) in NumPy, with sparsembed for its two tables, on the
 sources of Python's standard library: 1.1 million identifiers and words.  Each word owns a row of
 both tables.  A row of the first learns to score high with the second table's rows of the words found
-near its word, and low with those of words drawn at random.  A step changes a few thousand rows, in
-two calls of ``update``.  Row 0 stands between paragraphs: as the padding it stays zero, so that
-windows need no special case at their edges. ::
+near its word, and low with those of words drawn at random.  A step is made of scores: ``dot`` reads the
+rows where they lie, ``pool`` with the slopes of the loss as weights is the gradient of the word, and
+``update_dot`` changes a few thousand rows.  Row 0 stands between paragraphs: as the padding it scores
+nothing and stays zero, so that windows need no special case at their edges. ::
 
     pip install sparsembed[examples]
     python word_vectors.py                              # a minute or less on two cores
@@ -35,9 +36,9 @@ import sparsembed as se
 
 WINDOW = 3  # words to each side that count as near
 MIN_COUNT = 5  # rarer identifiers are read as their parts, rarer parts are left out
-BATCH = 1024  # words of one step
-SHARED = 128  # random words of one step
-NEGATIVES = 5  # random words that weigh as much as all the shared ones do, for each near word
+BATCH = 4096  # words of one step
+FAR = 6  # random words of each word, drawn anew
+NEGATIVES = 5  # for each near word, random words count as much as so many would
 FREQUENT = 1e-3  # words with a larger share of the corpus are thinned out
 LEARNING_RATE = 0.4
 QUICK = 60_000  # words that --quick reads
@@ -95,27 +96,22 @@ def batches(ids, keep, rng):
         yield kept[at], kept[at[:, None] + SIDES]
 
 
-def loss_and_gradients(x, near, far, weight):
-    """Return the loss, and its gradients with respect to x (n, dim), near (n, 2 * WINDOW, dim), far (SHARED, dim)."""
-    weight_far = weight.sum(axis=1, keepdims=True) * np.float32(NEGATIVES / SHARED)
-    weight = np.concatenate([weight, np.repeat(weight_far, SHARED, axis=1)], axis=1)
-    # Near words want a high score, far ones a low score: with this sign, all want a low one.
-    score = np.concatenate([-np.einsum("nwd,nd->nw", near, x), x @ far.T], axis=1)
-    small = np.exp(-np.abs(score))  # at most 1, so that nothing overflows
-    loss = np.vdot(weight, np.maximum(score, 0) + np.log1p(small))
-    slope = weight * np.where(score > 0, 1, small) / (1 + small)
-    to_near, to_far = -slope[:, : 2 * WINDOW], slope[:, 2 * WINDOW :]
-    grad_x = np.einsum("nw,nwd->nd", to_near, near) + to_far @ far
-    return loss, grad_x, to_near[:, :, None] * x[:, None], to_far.T @ x
+def loss_and_slope(score, weight):
+    """Return the loss and its derivatives by the scores (n, 2 * WINDOW + FAR): near words first, then random ones."""
+    sign = np.where(np.arange(score.shape[1]) < 2 * WINDOW, -1, 1).astype(score.dtype)
+    low = sign * score  # near words want a high score, far ones a low score: with this sign, all want a low one
+    small = np.exp(-np.abs(low))  # at most 1, so that nothing overflows
+    loss = np.vdot(weight, np.maximum(low, 0) + np.log1p(small))
+    return loss, sign * weight * np.where(low > 0, 1, small) / (1 + small)
 
 
-def train(ids, num_words, dim, epochs, seed):
+def train(corpus, num_words, dim, epochs, seed):
     """Return the vectors, and after each step how many words were read and the loss of the step."""
     rng = np.random.default_rng(seed)
-    counts = np.bincount(ids, minlength=num_words + 1) * (np.arange(num_words + 1) > 0)
+    counts = np.bincount(corpus, minlength=num_words + 1) * (np.arange(num_words + 1) > 0)
     rarity = max(FREQUENT * counts.sum(), 200) / np.maximum(counts, 1)  # 200: spare small corpora
     keep = np.minimum(np.sqrt(rarity) + rarity, 1)
-    odds = np.cumsum(counts**0.75) / np.sum(counts**0.75)
+    sampler = se.NegativeSampler(counts, power=0.75, seed=seed)
     expected = float(counts @ keep)  # words of a pass
     steps = epochs * np.ceil(expected / BATCH)
     optimizer = se.Adagrad(lr=lambda step: LEARNING_RATE * max(1 - step / steps, 0.01))
@@ -124,14 +120,19 @@ def train(ids, num_words, dim, epochs, seed):
     progress, read, history = Progress(epochs * expected), 0, []
     try:
         for _ in range(epochs):
-            for words, near in batches(ids, keep, rng):
-                far = np.searchsorted(odds, rng.random(SHARED), side="right").astype(np.int32)
+            for words, near in batches(corpus, keep, rng):
                 weight = CLOSENESS * (near > 0)
-                x, (y, z) = source.lookup(words), target.lookup([near, far])
-                loss, grad_x, grad_y, grad_z = loss_and_gradients(x, y, z, weight)
+                of_far = weight.sum(axis=1, keepdims=True) * np.float32(NEGATIVES / FAR)
+                weight = np.concatenate([weight, np.repeat(of_far, FAR, axis=1)], axis=1)
+                ids = np.concatenate([near, sampler.draw(len(words), FAR)], axis=1)
+                bags = se.Bags.from_padded(ids, padding_idx=None)  # a bag for each word
+                x = source.lookup(words)
+                loss, slope = loss_and_slope(target.dot(bags, x).reshape(ids.shape), weight)
+                slope = slope.ravel()
+                grad_x = target.pool(bags.with_weights(slope))
+                target.update_dot(bags, x, slope)
                 source.update(words, grad_x)
-                target.update([near, far], [grad_y, grad_z])
-                history.append((read := read + len(words), loss / max(weight.sum(), 1)))
+                history.append((read := read + len(words), loss / max(weight[:, : 2 * WINDOW].sum(), 1)))
                 progress.show(history)
     except KeyboardInterrupt:
         if not history:

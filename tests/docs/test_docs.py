@@ -47,9 +47,19 @@ def test_torch_page_runs():
 
 
 @pytest.mark.parametrize(
-    "page", ["docs/index.md", "docs/concepts.md", "docs/backend.md", "docs/how-do-i.md", "docs/saving.md"]
+    "page",
+    [
+        "docs/index.md",
+        "docs/concepts.md",
+        "docs/backend.md",
+        "docs/how-do-i.md",
+        "docs/saving.md",
+        *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/jobs-*.md")),
+    ],
 )
 def test_pages_run_and_print_what_they_say(page, capsys):
+    if "import torch" in "\n".join(blocks(page)):
+        pytest.importorskip("torch")
     threads, code = numba.get_num_threads(), "\n".join(blocks(page))
     try:
         exec(code, {})

@@ -168,18 +168,20 @@ def test_rare_identifiers_are_read_as_their_parts():
     assert module.tokenise(["read_file " * 5 + "\n \nx __init__"], 6) == [["read_file"] * 5, ["init"]]
 
 
-def test_gradients_are_those_of_the_loss():
+def test_the_slope_is_that_of_the_loss(rng):
     module = load()
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=shape) for shape in ((3, 4), (3, 2 * module.WINDOW, 4), (module.SHARED, 4))]
-    weight = rng.random((3, 2 * module.WINDOW)).astype(np.float32)
-    _, *gradients = module.loss_and_gradients(*arrays, weight)
-    for array, gradient in zip(arrays, gradients, strict=True):
-        assert gradient.shape == array.shape
-        at = tuple(rng.integers(size) for size in array.shape)
+    score = rng.normal(size=(3, 2 * module.WINDOW + module.FAR))
+    weight = rng.random(score.shape).astype(np.float32)
+    loss, slope = module.loss_and_slope(score, weight)
+    near = np.arange(score.shape[1]) < 2 * module.WINDOW
+    signed = np.where(near, -score, score)
+    assert loss == pytest.approx((weight * np.logaddexp(0, signed)).sum(), rel=1e-6)
+    for at in [(0, 0), (1, 2 * module.WINDOW - 1), (2, 2 * module.WINDOW), (0, -1)]:
         losses = []
         for step in (1e-4, -2e-4):
-            array[at] += step
-            losses.append(module.loss_and_gradients(*arrays, weight)[0])
-        array[at] += 1e-4
-        np.testing.assert_allclose(gradient[at], (losses[0] - losses[1]) / 2e-4, rtol=1e-5)
+            score[at] += step
+            losses.append(module.loss_and_slope(score, weight)[0])
+        score[at] += 1e-4
+        np.testing.assert_allclose(slope[at], (losses[0] - losses[1]) / 2e-4, rtol=1e-5)
+    big = np.full_like(score, 500)
+    assert np.isfinite(module.loss_and_slope(big, weight)[1]).all()
