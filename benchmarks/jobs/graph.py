@@ -93,39 +93,23 @@ class Judged:
 
 
 class Loop(Judged):
-    """NumPy: scores, pooled rows and one update of the entities for tails and heads together."""
+    """NumPy: scores with their loss and gradients, and one update of the entities for tails and heads together."""
 
     def __init__(self, graph: Graph, rule: Any) -> None:
         super().__init__(graph)
         self.entities, self.relations = (se.EmbeddingTable.from_array(each, rule) for each in graph.rows())
 
     def step(self, heads: Array, kinds: Array, ids: Array) -> None:
-        bags = se.Bags.from_padded(ids, padding_idx=None)
         head, relation = self.entities.lookup(heads), self.relations.lookup(kinds)
-        query = head * relation
-        slope = softmax(self.entities.dot(bags, query).reshape(ids.shape))
-        slope[:, 0] -= 1  # the right tail comes first
-        slope /= np.float32(len(heads))
-        weighted = bags.with_weights(slope.ravel())
-        grad_query = self.entities.pool(weighted)
-        self.entities.update_pooled([weighted, each_its_own(heads)], [query, grad_query * relation])
+        query, mean = head * relation, np.full(len(heads), 1 / len(heads), np.float32)
+        # The right tail comes first.
+        _, grad_query, slope = self.entities.dot_loss(ids, query, loss=se.losses.Softmax(), weights=mean)
+        both = [query, grad_query * relation]
+        self.entities.update_dot([ids, heads[:, None]], both, [slope, np.ones((len(heads), 1), np.float32)])
         self.relations.update(kinds, grad_query * head)
 
     def rows(self) -> tuple[Array, Array]:
         return self.entities.weight, self.relations.weight
-
-
-def each_its_own(ids: Array) -> se.Bags:
-    """Return bags of one id each."""
-    return se.Bags(ids, np.arange(len(ids) + 1))
-
-
-def softmax(scores: Array) -> Array:
-    """Softmax of each line, in place."""
-    scores -= scores.max(axis=1, keepdims=True)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=1, keepdims=True)
-    return scores
 
 
 class Torch(Judged):

@@ -5,7 +5,7 @@ Recommend items, by the order of scores
 Bayesian personalised ranking (https://arxiv.org/abs/1205.2618): a user's row shall score higher with an item that the
 user took than with one drawn at random.  `sparsembed.NegativeSampler` draws the other items as often as they are taken,
 and never one that the user took.  The steps depend on one another, so they are one loop compiled with Numba, on the
-rows of `sparsembed.jit`; ``--batches`` does them batch by batch in NumPy, with `dot`, `pool` and `update_dot`. ::
+rows of `sparsembed.jit`; ``--batches`` does them batch by batch in NumPy, with `dot_loss` and `update_dot`. ::
 
     python ranking.py                                       # on ratings that it makes up
     SPARSEMBED_DATA=folder python ranking.py                # folder/ml-latest-small-ratings.csv, if it is there
@@ -95,14 +95,10 @@ class Ranking:
         both = np.stack([taken, other], axis=1)
         for first in range(0, len(who), batch):
             users, ids = who[first : first + batch], both[first : first + batch]
-            bags = se.Bags(ids.ravel(), np.arange(0, 2 * len(ids) + 1, 2))
             x = self.users.lookup(users)
-            scores = self.items.dot(bags, x)
-            slope = 1 / (1 + np.exp(scores[::2] - scores[1::2]))
-            slopes = np.stack([-slope, slope], axis=1).ravel()
-            grad_x = self.items.pool(bags.with_weights(slopes))
+            _, grad_x, slopes = self.items.dot_loss(ids, x, loss=se.losses.Pairwise())
             grad_x[:, -1] = 0  # that number stays 1
-            self.items.update_dot(bags, x, slopes)
+            self.items.update_dot(ids, x, slopes)
             self.users.update(users, grad_x)
 
 
