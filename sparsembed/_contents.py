@@ -51,7 +51,8 @@ class Contents:
     is_free: bool  # whether lookups need no lock
     padding: int  # -1 for none
     few: dict[Any, Any]  # what the engine keeps for calls with few ids
-    # Told the rows of each step before they are written: an interrupt may name rows in vain, and cannot miss any.
+    # Told the rows of each batch before they are written: an interrupt may name rows in vain, and cannot miss any.
+    # When all rows catch up, or a batch steps all of them (`steps[STARTS]` tells), other rows are written, too.
     watch: Callable[[Any], None] | None
 
     def __init__(self, engine: Any, parts: dict[str, Any], seed: int | None = None) -> None:
@@ -100,7 +101,12 @@ class Contents:
         if history is None or self.rule is None:
             raise ValueError("rows of this table miss no steps")
         if history.start != start:
-            self.history = history = history.renewed(base, start)
+            if history.by_step:
+                self.history = history = history.renewed(base, start)
+            else:
+                history = self.rule.history(self.table.dtype, base)
+                history.start = start
+                self.history = history
         history.sync(step)
         return history
 

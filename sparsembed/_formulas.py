@@ -128,19 +128,19 @@ def _at(slots: Sequence[Array], i: int, c: int) -> tuple[Any, ...]:
 
 def bag_loss(loss: Loss, s: Array, y: Array | None) -> tuple[float, Array]:
     """Return the loss of the scores of a bag, without its padding, and the gradient, in float64."""
-    match loss:
-        case losses.Logistic():
-            return float(np.sum(np.logaddexp(0, s) - y * s)), _sigmoid(s) - y
-        case losses.Squared():
-            return float(np.sum((s - y) ** 2) / 2), s - y
-        case losses.Softmax():
-            y = np.eye(1, len(s))[0] if y is None else y
-            s = s - np.max(s)  # the loss is the same, and its parts are small
-            chances = np.exp(s - np.logaddexp.reduce(s))
-            return float(np.sum(y) * np.logaddexp.reduce(s) - np.sum(y * s)), np.sum(y) * chances - y
-        case losses.Pairwise():
-            return float(np.sum(np.logaddexp(0, s[1:] - s[0]))), _of_pairs(_sigmoid(s[1:] - s[0]))
-    kind: Any = type(loss)  # its own function, in plain Python
+    kind: Any = type(loss)
+    if kind.Hyper is losses.Logistic.Hyper:
+        return float(np.sum(np.logaddexp(0, s) - y * s)), _sigmoid(s) - y
+    if kind.Hyper is losses.Squared.Hyper:
+        return float(np.sum((s - y) ** 2) / 2), s - y
+    if kind.Hyper is losses.Softmax.Hyper:
+        y = np.eye(1, len(s))[0] if y is None else y
+        s = s - np.max(s)  # the loss is the same, and its parts are small
+        chances = np.exp(s - np.logaddexp.reduce(s))
+        return float(np.sum(y) * np.logaddexp.reduce(s) - np.sum(y * s)), np.sum(y) * chances - y
+    if kind.Hyper is losses.Pairwise.Hyper:
+        return float(np.sum(np.logaddexp(0, s[1:] - s[0]))), _of_pairs(_sigmoid(s[1:] - s[0]))
+    # Its own function, in plain Python.
     hp = kind.Hyper(*loss.hyper())
     if y is not None:
         found = [kind.term(*map(float, each), hp) for each in zip(s, y, strict=True)]

@@ -103,10 +103,12 @@ def loss_of(contents: Any, bags: Any, x: Any, labels: Any, loss: Any, weights: A
     """Return the loss of a table's scores, and its gradients with respect to x and the scores."""
     if not isinstance(loss, Loss):
         raise TypeError(f"loss must be a loss such as sparsembed.losses.Logistic(), got {check.kind_of(loss)}")
+    if not hasattr(loss, "Hyper"):
+        raise TypeError(f"loss is a {type(loss).__name__}, which defines neither term nor pair; use Logistic() or such")
     engine, table = contents.engine, contents.table
     bags, shape = _bags_of(engine, bags)
     place, dtype = bags._place, table.result
-    vectors = _vectors(engine, x, place.num_bags, table.dim, dtype, instead="pass x.detach(): grad_x is its gradient")
+    vectors = _vectors(engine, x, place.num_bags, table.dim, dtype, instead="pass x.detach(), and grad_x to x.backward")
     marks = _labels(engine, labels, loss, shape, dtype)
     shares = None if weights is None else _numbers(engine, weights, "weights", (place.num_bags,), dtype, "bag")
     arrays = {"x": x, "ids": bags.ids, "offsets": bags.offsets, "labels": labels, "weights": weights}
@@ -141,6 +143,8 @@ def _reading(engine: Any, contents: Any, call: Any) -> Iterator[Any]:
 def _labels(engine: Any, labels: Any, loss: Loss, shape: tuple[int, ...], dtype: Any) -> Any:
     """Check the labels that a loss takes; return them flat, in a dtype, or None."""
     name = type(loss).__name__
+    if isinstance(labels, Loss):
+        raise TypeError(f"labels must be an array of floats or None, got a loss; pass it as loss={labels!r}")
     if labels is None:
         if loss.term is not None:
             raise TypeError(f"labels is None, but {name} needs an array of floats of shape {shape}, one for each score")

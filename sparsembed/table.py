@@ -334,7 +334,8 @@ class EmbeddingTable:
         -----
         Gradients of another float dtype are converted, which copies them.
         Moves ``(n + k * (2 + 2 * slots)) * dim * itemsize`` bytes for n ids with k unique rows,
-        whatever the size of the table; 24 bytes per id of workspace.
+        whatever the size of the table; 24 bytes per id of workspace.  Where rows catch up (`Adam` and its kind), a
+        batch of half of the rows steps all rows, and k is their number.
 
         Examples
         --------

@@ -167,10 +167,10 @@ def check_loss(loss: Loss, scores: Any = None, labels: Any = None) -> float:
     ----------
     loss : Loss
     scores : float array of shape (n,), optional
-        By default 57 numbers from -20 to 20.  Where the loss has a kink, its slope is not compared: leave out scores
-        (or, for a loss of pairs, differences of 0 and a score) within 0.001 of it.
+        By default 58 numbers from -20 to 20, none of them 0.  At a kink of the loss the slope is no derivative: leave
+        out scores (or, for a loss of pairs, differences of 0 and a score) within 0.001 of one.
     labels : float array of shape (n,), optional
-        By default numbers from the range of the loss, or from -2 to 2.
+        By default numbers from the range of the loss, ends included, or from -2 to 2.  Not for a loss of pairs.
 
     Returns
     -------
@@ -195,13 +195,14 @@ def check_loss(loss: Loss, scores: Any = None, labels: Any = None) -> float:
     """
     if not isinstance(loss, Loss):
         raise TypeError(f"loss must be a loss such as se.losses.Logistic(), got {loss!r}")
-    s = np.linspace(-20, 20, 57) if scores is None else inputs.floats(scores, np.float64, "scores")
-    least, largest = max(loss.labels[0], -2.0), min(loss.labels[1], 1.0)
-    y = np.random.default_rng(0).uniform(least, largest, s.shape) if labels is None else labels
+    s = np.linspace(-20, 20, 58) if scores is None else inputs.floats(scores, np.float64, "scores")
+    y = _labels_of(loss, len(s)) if labels is None else labels
     y = inputs.floats(y, np.float64, "labels")
     for name, each in (("scores", s), ("labels", y)):
         if each.ndim != 1 or len(each) != len(s):
             raise ValueError(f"{name} must be floats of shape (n,), one number for each score, got shape {each.shape}")
+    if not len(s):
+        raise ValueError("scores must not be empty")
     ids, marks = np.arange(len(s))[:, None], None if loss.pair is not None else y[:, None]
     if loss.term is None:  # each score beside one of 0, the first of the bag
         ids = np.concatenate([np.full((len(s), 1), len(s)), ids], axis=1)
@@ -225,6 +226,16 @@ def check_loss(loss: Loss, scores: Any = None, labels: Any = None) -> float:
             _hold(deviation <= tolerance, f"{loss} in {dtype}: the {name} deviates by {deviation:.1e} of the largest")
             worst = max(worst, deviation) if dtype == np.float32 else worst
     return worst
+
+
+def _labels_of(loss: Loss, n: int) -> Any:
+    """Return n labels from the range of a loss, its ends among them where they are finite."""
+    least, largest = loss.labels
+    least = least if np.isfinite(least) else min(-2.0, largest - 4)
+    largest = largest if np.isfinite(largest) else max(2.0, least + 4)
+    found = np.random.default_rng(0).uniform(least, largest, n)
+    found[:2] = [least, largest][:n]
+    return found
 
 
 def _check_loss_promotion(loss: Loss) -> None:

@@ -76,7 +76,7 @@ def _update_rows(
 ) -> None:
     weight, k = table.array, len(rows.rows)
     dim, dtype = weight.shape[1], weight.dtype
-    whole = missed is not None and missed.whole(k)
+    whole = missed is not None and missed.whole(k - _has(rows.rows, skip))
     items = table.num_rows if whole else k
     num_blocks, block_size = blocks_of(items, dim * dtype.itemsize * (1 + state.shape[1] + len(rows.order) / items))
     threads.run(
@@ -98,6 +98,12 @@ def _update_rows(
         None if limit is None else (*limit, scratch(num_blocks, padded(dim), np.float64)),
         hyper,
     )
+
+
+def _has(rows: Array, row: int) -> bool:
+    """Whether a row is among some rows in ascending order."""
+    at = int(np.searchsorted(rows, row))
+    return at < len(rows) and bool(rows[at] == row)
 
 
 def _hot(rows: Sorted, grads: Gradients) -> tuple[Array, Array, Array]:

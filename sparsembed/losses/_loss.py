@@ -8,15 +8,16 @@ import math
 from collections.abc import Callable
 from dataclasses import fields
 from hashlib import sha256
+from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .._cache import fingerprint
+from .._cache import fingerprint, raises
 from ..rules._rule import plain
 
 LOSSES: dict[type, type["Loss"]] = {}  # class of the named tuple -> loss
-_FUNCTIONS = ("term", "pair")
+_FUNCTIONS = {"term": ("s", "y", "hp"), "pair": ("d", "hp")}
 
 
 class Loss:
@@ -49,9 +50,10 @@ class Loss:
     and ``hyper(self) -> tuple``, the fields of `Hyper` as Python numbers; by default the fields of the dataclass, in
     their order.
 
-    The function is static, works on scalars and must not contain float literals or whole numbers in sums and products:
-    both would turn float32 arithmetic into float64.  Put constants into `Hyper`.  ``math.exp`` and the other functions
-    of ``math`` that Numba knows are available.  `sparsembed.testing.check_loss` checks a loss.
+    The function is static, takes arguments of these names, works on scalars, and must neither raise nor assert.
+    It must not contain float literals or whole numbers in sums and products: both would turn float32 arithmetic into
+    float64.  Put constants into `Hyper`.  ``math.exp`` and the other functions of ``math`` that Numba knows are
+    available.  `sparsembed.testing.check_loss` checks a loss.
 
     Examples
     --------
@@ -109,11 +111,23 @@ class Loss:
 
     def hyper(self) -> tuple[float, ...]:
         """Return the fields of `Hyper`."""
+        if not hasattr(self, "__dataclass_fields__"):
+            raise TypeError(
+                f"{type(self).__name__} must be a dataclass, or define hyper: decorate it with @dataclass(frozen=True)"
+            )
         return tuple(float(getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
 
     def scalars(self, dtype: np.dtype[Any]) -> Any:
         """Return `Hyper` as scalars of a dtype."""
-        return type(self).Hyper(*map(dtype.type, self.hyper()))
+        kind, given = type(self), tuple(map(plain, self.hyper()))
+        if len(given) != len(kind.Hyper._fields):  # type: ignore[attr-defined]
+            raise TypeError(f"{kind.__name__}.hyper must return one number for each field of Hyper, got {given!r}")
+        for value in given:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{kind.__name__}.hyper must return numbers, got {value!r}")
+            if not abs(value) <= float(np.finfo(dtype).max):
+                raise ValueError(f"{kind.__name__}.hyper must return numbers that {dtype} can hold, got {value!r}")
+        return kind.Hyper(*map(dtype.type, given))
 
 
 def _check_class(cls: type[Loss], hyper: type) -> None:
@@ -124,6 +138,33 @@ def _check_class(cls: type[Loss], hyper: type) -> None:
         raise TypeError(f"{cls.__name__}.Hyper must be a NamedTuple with at least one field, such as `one: float`")
     if (cls.term is not None) + (cls.pair is not None) + cls._over_bags != 1:
         raise TypeError(f"{cls.__name__} must define term (a loss of each score) or pair (of two), one of them")
+    for name, takes in _FUNCTIONS.items():
+        if (function := getattr(cls, name)) is not None:
+            _check_function(f"{cls.__name__}.{name}", function, takes)
+    least, largest = _range_of(cls)
+    if not least < largest:
+        raise TypeError(f"{cls.__name__}.labels must be the least and the largest label, got {cls.labels!r}")
+    if hyper in LOSSES and _fingerprint(LOSSES[hyper]) != _fingerprint(cls):
+        raise TypeError(
+            f"{cls.__name__} has changed, and its Hyper has not; define Hyper again, too: its type is how a kernel "
+            "finds the loss"
+        )
+
+
+def _check_function(name: str, function: Any, takes: tuple[str, ...]) -> None:
+    if not callable(function) or (found := tuple(signature(function).parameters)) != takes:
+        its = f"({', '.join(found)})" if callable(function) else type(function).__name__
+        raise TypeError(f"{name} must be a static function of ({', '.join(takes)}), in these names, got {its}")
+    if raises(function):
+        raise TypeError(f"{name} raises or asserts, which a kernel cannot; return NaN for what must not be")
+
+
+def _range_of(cls: type[Loss]) -> tuple[float, float]:
+    try:
+        least, largest = map(float, cls.labels)
+    except (TypeError, ValueError):
+        raise TypeError(f"{cls.__name__}.labels must be two numbers, got {cls.labels!r}") from None
+    return least, largest
 
 
 def _fingerprint(cls: type[Loss]) -> str:

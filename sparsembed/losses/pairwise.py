@@ -42,4 +42,4 @@ class Pairwise(Loss):
     @staticmethod
     def pair(d, hp):
         e = exp_of(-abs(d))
-        return (d if d > 0 else d * hp.zero) + log1p_of(e), (hp.one if d > 0 else e) / (hp.one + e)
+        return (hp.zero if d <= 0 else d) + log1p_of(e), (hp.one if d > 0 else e) / (hp.one + e)

@@ -41,7 +41,8 @@ class History:
     entries : float64 array (steps, columns)
     past : array (steps, fields) of `dtype`; `exact` the same in float64
     by_step : bool
-        Whether a missed step is the rule's `step` with a gradient of zero: updates of most rows step all then.
+        Whether a missed step is the rule's `step` with a gradient of zero: updates of most rows step all then.  Each of
+        these starts a history, with the functions of the one before: they must take `base` from their argument.
     product : int
         The column that holds a product over steps, which must not overflow or underflow; or -1.
     """

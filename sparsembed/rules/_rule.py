@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .._cache import fingerprint
+from .._cache import fingerprint, raises
 from ._catch_up import PARTS, CatchUp, collect
 from ._history import History
 
@@ -248,6 +248,11 @@ def _check_class(cls: type[Rule], hyper: type) -> None:
         raise TypeError(f"{cls.__name__} must define both reduce and row, or neither; or both of their pairs")
     if cls.row_slots and cls.row is None and cls.row_pair is None:
         raise TypeError(f"{cls.__name__} has row_slots, so it must define reduce and row")
+    for name in ("step", "reduce", "reduce_pair", "row", "row_pair", "gap", "catch_up"):
+        if raises(getattr(cls, name, None)):
+            raise TypeError(
+                f"{cls.__name__}.{name} raises or asserts, which a kernel cannot; return NaN for what must not be"
+            )
 
 
 def _fingerprint(cls: type[Rule]) -> str:

@@ -1,11 +1,16 @@
 """Batches that cover a large part of a table: every row steps, as the dense optimizer steps it."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from dense_cases import DIM, Dense, agree, each_rule
 
 import sparsembed as se
 from sparsembed.kernels.cpu._rows import whole_step
+from sparsembed.rules._catch_up import CatchUp
+from sparsembed.rules._history import History
 
 ROWS = 80
 TWO = [se.AdamW(lr=1e-2, weight_decay=0.1), se.SGD(1e-2, momentum=0.9)]
@@ -59,6 +64,69 @@ def test_few_ids_and_many_have_the_same_bits(rule, options, rng):
     few, many = few.state_dict(), many.state_dict()
     for name in few:
         np.testing.assert_array_equal(few[name], many[name])
+
+
+@pytest.mark.parametrize("n", [39, 40, 41])
+def test_the_padding_row_does_not_count(n, rng):
+    """So that a gradient as a value, which has no padding row, has the bits of the update."""
+    start = rng.standard_normal((ROWS, 17), np.float32)
+    tables = [se.EmbeddingTable.from_array(start, TWO[0], copy=True, padding_idx=0) for _ in range(3)]
+    step_by_step(tables[2])
+    for _ in range(5):
+        ids, grad = rng.permutation(np.arange(1, ROWS))[:n], rng.standard_normal((n, 17), np.float32)
+        ids[3] = 0
+        tables[0].update(ids, grad)
+        tables[1].apply(tables[1].gradient(ids, grad))
+        tables[2].update(ids, grad)
+        assert [each._contents.some_missed for each in tables] == [n < 41] * 3
+    for table in tables[1:]:
+        np.testing.assert_array_equal(table.weight, tables[0].weight)
+
+
+class DriftHyper(NamedTuple):
+    rate: float
+
+
+@dataclass(frozen=True)
+class Drift(se.rules.Rule):
+    """Rows shrink less in each step; `advance` uses the base that it was made with."""
+
+    lr: float = 0.25
+    Hyper = DriftHyper
+
+    class catching_up(CatchUp):  # noqa: N801
+        Gap = DriftHyper
+
+        @staticmethod
+        def history(rule, dtype, base):
+            def advance(history, t):
+                return t, history.entries[t - 1 : t] * (1 - rule.lr / (base + t))
+
+            return History(1, 1, np.zeros((1, 1)), 0, advance, dtype, base, product=0, first=(1.0,))
+
+        @staticmethod
+        def gap(entries, first, newest, ages, reach, out, hp):
+            out[0] = entries[newest, 0] / entries[first, 0]
+
+        @staticmethod
+        def catch_up(w, s, c, hp):
+            return c.rate * w, s
+
+    def hyper(self, step):
+        return (1 - self.lr / step,)
+
+    @staticmethod
+    def step(w, g, s, a, hp):
+        return hp.rate * w, s
+
+
+def test_a_history_starts_anew_with_functions_of_its_own_base():
+    table = se.EmbeddingTable.from_array(np.ones((2, 1)), Drift())
+    for step in range(6):
+        table.update([0], np.zeros((1, 1)))
+        if step == 2:
+            table.flush()
+    np.testing.assert_allclose(*table.lookup([0, 1]), rtol=1e-14)
 
 
 def test_any_number_of_threads_has_the_same_bits(rng):

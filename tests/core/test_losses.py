@@ -397,3 +397,139 @@ def test_an_empty_table_has_no_rows_to_read():
     table = se.EmbeddingTable.from_array(np.ones((1, 3), np.float32))
     with pytest.raises(IndexError, match="1"):
         table.dot_loss([[1]], X[:1], [[1.0]])
+
+
+class OneHyper(NamedTuple):
+    one: float
+
+
+def made(**parts):
+    """Return a new loss class of one field, with a Hyper of its own unless one is given."""
+
+    class MadeHyper(NamedTuple):
+        one: float
+
+    parts = {"Hyper": MadeHyper, "hyper": lambda self: (1.0,), "__qualname__": "Made"} | parts
+    return dataclass(frozen=True)(type("Made", (se.losses.Loss,), parts))
+
+
+def strict(s, y, hp):
+    assert y <= hp.one
+    return s, hp.one
+
+
+def calls_strict(s, y, hp):
+    return strict(s, y, hp)
+
+
+def of_pairs(d, hp):
+    return d, hp.one
+
+
+def of_scores(s, y, hp):
+    return s - y, hp.one
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"term": staticmethod(strict)}, "raises or asserts"),
+        ({"term": staticmethod(calls_strict)}, "raises or asserts"),
+        (
+            {"term": staticmethod(lambda score, label, hp: (score, hp.one))},
+            r"\(s, y, hp\), in these names, got \(score,",
+        ),
+        ({"pair": staticmethod(of_scores)}, r"of \(d, hp\)"),
+        ({"term": 3}, "got int"),
+        ({"pair": staticmethod(of_pairs), "labels": None}, "must be two numbers"),
+        ({"term": staticmethod(of_scores), "labels": (0,)}, "must be two numbers"),
+        ({"term": staticmethod(of_scores), "labels": (1, 0)}, "least and the largest label"),
+        ({"term": staticmethod(of_scores), "pair": staticmethod(of_pairs)}, "one of them"),
+    ],
+)
+def test_losses_that_kernels_cannot_run_are_refused(parts, says):
+    with pytest.raises(TypeError, match=says):
+        made(**parts)
+
+
+def test_a_loss_that_is_defined_again_needs_a_new_hyper():
+    made(Hyper=OneHyper, term=staticmethod(of_scores))
+    made(Hyper=OneHyper, term=staticmethod(of_scores))  # the same: a notebook's cell that runs again
+    with pytest.raises(TypeError, match="define Hyper again"):
+        made(Hyper=OneHyper, term=staticmethod(lambda s, y, hp: (y - s, -hp.one)))
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "says"),
+    [
+        ((), TypeError, "one number for each field"),
+        (("a",), TypeError, "must return numbers"),
+        ((1e300,), ValueError, "float32 can hold"),
+        ((math.nan,), ValueError, "float32 can hold"),
+    ],
+)
+def test_scalars_of_a_loss_are_checked(values, error, says):
+    loss = made(pair=staticmethod(of_pairs), hyper=lambda self: values)()
+    table = se.EmbeddingTable(3, 2, rng=0)
+    with pytest.raises(error, match=says):
+        table.dot_loss([[0, 1]], np.ones((1, 2), np.float32), loss=loss)
+
+
+def test_the_base_class_is_no_loss():
+    with pytest.raises(TypeError, match="neither term nor pair"):
+        se.EmbeddingTable(3, 2, rng=0).dot_loss([[0, 1]], np.ones((1, 2), np.float32), loss=se.losses.Loss())
+
+
+def test_labels_are_finite():
+    table = se.EmbeddingTable(3, 2, rng=0)
+    for loss in (se.losses.Softmax(), se.losses.Squared()):
+        with pytest.raises(ValueError, match="labels must be numbers from"):
+            table.dot_loss([[0, 1]], np.ones((1, 2), np.float32), np.array([[np.inf, 0]], np.float32), loss)
+    with pytest.raises(TypeError, match="pass it as loss=Pairwise"):
+        table.dot_loss([[0, 1]], np.ones((1, 2), np.float32), se.losses.Pairwise())
+
+
+def test_a_pair_whose_difference_overflows_has_no_loss():
+    table = se.EmbeddingTable.from_array(np.array([[3e38], [-3e38]], np.float32))
+    loss, grad_x, slopes = table.dot_loss([[0, 1]], np.ones((1, 1), np.float32), loss=se.losses.Pairwise())
+    assert (loss, grad_x.tolist(), np.abs(slopes).tolist()) == (0.0, [[0.0]], [[0.0, 0.0]])
+
+
+class TwiceHyper(NamedTuple):
+    two: float
+
+
+@dataclass(frozen=True)
+class Twice(se.losses.Squared):
+    """A loss with the name of another one as its base, and a range of labels above 1."""
+
+    Hyper = TwiceHyper
+    labels = (2.0, 5.0)
+
+    def hyper(self):
+        return (2.0,)
+
+    @staticmethod
+    def term(s, y, hp):
+        return (s - y) * (s - y), hp.two * (s - y)
+
+
+class WrongHyper(NamedTuple):
+    two: float
+
+
+@dataclass(frozen=True)
+class Wrong(Twice):
+    Hyper = WrongHyper
+
+    @staticmethod
+    def term(s, y, hp):
+        return (s - y) * (s - y), hp.two * (s - y) * y
+
+
+def test_the_check_of_losses_knows_derived_ones_and_their_labels():
+    assert se.testing.check_loss(Twice()) < 1e-5
+    with pytest.raises(AssertionError, match="slope"):
+        se.testing.check_loss(Wrong())
+    with pytest.raises(ValueError, match="must not be empty"):
+        se.testing.check_loss(Twice(), [])

@@ -69,9 +69,9 @@ def end_of_run(keys, first, shift):
 
 
 @inline
-def num_runs(keys, shift):
-    """Return the number of different rows."""
+def num_runs(keys, shift, skip):
+    """Return the number of different rows, without `skip`."""
     count = 0
     for p in range(keys.shape[0]):
-        count += p == 0 or keys[p - 1] >> shift != keys[p] >> shift
+        count += (p == 0 or keys[p - 1] >> shift != keys[p] >> shift) and np.int64(keys[p] >> shift) != skip
     return count

@@ -109,7 +109,7 @@ def update_few(
     lines = dim * weight.itemsize * (2 + state.shape[1]) // 64 + 1
     ahead = min(max(_LINES // lines, 4), 16)
     total, part, terms, others = scratch[0, :dim], scratch[1, :dim], scratch[2], scratch[3]
-    whole = missed is not None and Missed(*missed).by_step and is_whole(num_runs(keys, shift), num_rows)
+    whole = missed is not None and Missed(*missed).by_step and is_whole(num_runs(keys, shift, skip), num_rows)
     first, row = 0, np.uint64(0)
     while row < np.uint64(num_rows) if whole else first < n:
         if not whole:
