@@ -128,7 +128,8 @@ def _job(
     epochs: int,
     sgd: tuple[float, ...],
     target: float,
-    *measure: Any,
+    measure: str,
+    higher: bool,
 ) -> Job:
     def ours(batch: int | None) -> Any:
         return lambda rate, threads: Ours(found, epochs, rate, threads, batch)
@@ -142,5 +143,5 @@ def _job(
     ]
     lines = [Line(each, IMPLICIT, target) for each in (*loops, COMPILED)]
     text = f"{found.name}, {found.users:,} users, {found.items:,} items, {len(found.train):,} pairs"
-    pieces = {"full": 10, "quick": 6, "tiny": 2}[size]
-    return Job(name, text, *measure, 0.03, tools, lines, pieces, 2, (1, 2))
+    pieces = {"full": 10 if higher else 4, "quick": 6, "tiny": 2}[size]
+    return Job(name, text, measure, higher, 0.03, tools, lines, pieces, 2, (1, 2))

@@ -45,7 +45,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     low, ratio, high = row["ratio"]
     ours, rival = row["seconds"]
     a, b = row["quality"]
-    digits = 4 if max(a, b) < 1 else 3
+    form = ".3f" if max(a, b) >= 1 else ".4f" if max(a, b) >= 0.01 else ".2g"
     target = f"at least {row['target']:g}{TIMES}"
     also = "" if row["as_good"] else " and as good"
     met = f"yes: {target}" if row["met"] else f"**no**: {target}{also}"
@@ -58,7 +58,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{ours:.2f}",
         f"{rival:.2f}",
         f"{ratio:.2f} ({low:.2f} to {high:.2f})",
-        f"{measure} {a:.{digits}f}, {b:.{digits}f}",
+        f"{measure} {a:{form}}, {b:{form}}",
         met,
     ]
 

@@ -64,6 +64,7 @@ class Ranking:
     """Two tables, and a sampler that knows what each user took."""
 
     def __init__(self, pairs, num_users, num_items, rate=RATE, seed=0):
+        self.columns = np.ascontiguousarray(pairs.T)
         self.pairs, self.rate, self.rng = pairs, rate, np.random.default_rng(seed)
         order = np.argsort(pairs[:, 0], kind="stable")
         ends = np.concatenate([[0], np.cumsum(np.bincount(pairs[:, 0], minlength=num_users))])
@@ -76,7 +77,8 @@ class Ranking:
 
     def draw(self):
         """Return as many users, items that they took, and other items as there are pairs."""
-        who, taken = np.ascontiguousarray(self.pairs[self.rng.integers(0, len(self.pairs), len(self.pairs))].T)
+        drawn = self.rng.integers(0, len(self.pairs), len(self.pairs))
+        who, taken = (each[drawn] for each in self.columns)
         return who, taken, self.sampler.draw(len(who), 1, keys=who)[:, 0]
 
     def compiled_pass(self, threads=2):
