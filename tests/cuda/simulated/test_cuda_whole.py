@@ -123,7 +123,7 @@ def test_a_history_that_cannot_be_made_leaves_the_old_one(monkeypatch):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(se.Adam, "history", history)
+        patch.setattr(type(t._contents.history), "renewed", history)
         t.flush()
         with pytest.raises(MemoryError):  # the next one is made when a step needs it
             update(t)
