@@ -79,7 +79,7 @@ def paired(ours: Step, peer: Step, batches: int, effort: Effort) -> Paired:
     start = time.perf_counter()
     with no_garbage_collection():
         while True:
-            watch, block = _Watch(), len(every)
+            watch, block = Watch(), len(every)
             while len(every) == block or time.perf_counter() < watch.start + min(effort.seconds, _BLOCK):
                 first = len(every) * number
                 every.append((sample(ours, first, number), sample(peer, first, number)))
@@ -98,13 +98,13 @@ def paired(ours: Step, peer: Step, batches: int, effort: Effort) -> Paired:
 
 def _wait_for_calm(end: float) -> None:
     while time.perf_counter() < end:
-        watch = _Watch()
+        watch = Watch()
         time.sleep(0.5)
         if watch.undisturbed():
             break
 
 
-class _Watch:
+class Watch:
     """Watches whether this process got all cores that it asked for since the watch was made (Linux only)."""
 
     def __init__(self) -> None:

@@ -8,7 +8,6 @@ a rule defined in one program's ``__main__`` is never unpickled by another progr
 """
 
 import contextlib
-import dis
 import hashlib
 import pickle
 import sys
@@ -37,7 +36,7 @@ def _fingerprint(item: object, seen: dict[int, object], names: frozenset[str]) -
         return "seen"
     if isinstance(item, FunctionType):
         seen[id(item)] = item  # keep the item alive: Python reuses the id of a freed object
-        names = frozenset(_names(item.__code__))
+        names = frozenset(names_in(item.__code__))
         scope = {name: item.__globals__[name] for name in names & item.__globals__.keys()}
         cells = [cell.cell_contents for cell in item.__closure__ or ()]
         used = [*(scope[name] for name in sorted(scope)), *cells, *(item.__defaults__ or ())]
@@ -53,32 +52,10 @@ def _fingerprint(item: object, seen: dict[int, object], names: frozenset[str]) -
     return repr(item)
 
 
-def raises(item: object) -> bool:
-    """Whether a function, or a Python function that its code calls, raises or asserts.
-
-    A kernel must end on all threads before its caller goes on, so nothing in it may end it elsewhere.
-    """
-    return _raises(item, set())
-
-
-def _raises(item: object, seen: set[int]) -> bool:
-    item = getattr(item, "py_func", item)
-    if not isinstance(item, FunctionType) or id(item) in seen:
-        return False
-    seen.add(id(item))
-    names = _names(item.__code__) & item.__globals__.keys()
-    used = [*(item.__globals__[name] for name in names), *(cell.cell_contents for cell in item.__closure__ or ())]
-    return _has_raise(item.__code__) or any(_raises(each, seen) for each in used)
-
-
-def _has_raise(code: CodeType) -> bool:
+def names_in(code: CodeType) -> set[str]:
+    """Return the names that code refers to, with those of the functions in it."""
     nested = (const for const in code.co_consts if isinstance(const, CodeType))
-    return any(each.opname == "RAISE_VARARGS" for each in dis.get_instructions(code)) or any(map(_has_raise, nested))
-
-
-def _names(code: CodeType) -> set[str]:
-    nested = (const for const in code.co_consts if isinstance(const, CodeType))
-    return set(code.co_names).union(*map(_names, nested))
+    return set(code.co_names).union(*map(names_in, nested))
 
 
 def _code(code: CodeType) -> str:

@@ -128,7 +128,7 @@ class Contents:
             hyper = rule.cast(exact, step + 1, self.table.dtype)
             check_next(rule, step)
             self.record(step + 1, exact)
-            missed = self.engine.missed(self)
+            missed = self.engine.missed(self, writing=True)
             if self.watch is not None:
                 self.watch(self.engine.part(rows, "rows"))
             self.engine.update(call, self, rows, grads, skip, hyper, missed, recording)

@@ -254,8 +254,11 @@ class Engine(Protocol):
     def ready(self, contents: Any) -> None:
         """Let the caller's stream wait for what has been given to the table."""
 
-    def missed(self, contents: Any) -> Any:
-        """Return the missed steps up to the newest step, or None if the rows of this table never miss one."""
+    def missed(self, contents: Any, writing: bool = False) -> Any:
+        """Return the missed steps up to the newest step, or None if the rows of this table never miss one.
+
+        An engine may return None for readers if no row has missed a step; not if `writing`.
+        """
 
     def flush(self, contents: Any) -> None:
         """Apply the missed steps to every row; a new history starts."""

@@ -39,6 +39,8 @@ from .bags import Bags
 from .losses import Logistic, Loss
 from .rules import Rule
 
+_LOGISTIC = Logistic()
+
 
 def onehot(ids: Any, num_rows: int) -> sparse.csr_array:
     """One row per id, with a 1 in the id's column: (n, num_rows).
@@ -319,7 +321,7 @@ def dot_loss(
     bags: Any,
     x: Any,
     labels: Any = None,
-    loss: Loss | None = None,
+    loss: Loss = _LOGISTIC,
     weights: Any = None,
     padding_idx: int | None = None,
 ) -> tuple[float, Array, Array]:
@@ -331,8 +333,7 @@ def dot_loss(
     bags : Bags, or integer array of shape (n, k)
     x : float array of shape (num_bags, dim), or (n, dim)
     labels : array of the shape of the scores, optional
-    loss : Loss, optional
-        `Logistic` by default.
+    loss : Loss, default Logistic()
     weights : float array of shape (num_bags,), optional
         What the loss of each bag is multiplied by.
     padding_idx : int, optional
@@ -351,7 +352,6 @@ def dot_loss(
     >>> se.reference.dot_loss(rows, bags, x, labels=[2.0, 5.0], loss=se.losses.Squared())
     (1.0, array([[3.]]), array([1., 1.]))
     """
-    loss = Logistic() if loss is None else loss
     scores = dot(weight, bags, x, padding_idx)
     ids = np.asarray(bags.ids if isinstance(bags, Bags) else bags)
     ends = bags.offsets if isinstance(bags, Bags) else np.arange(len(ids) + 1) * ids.shape[1]

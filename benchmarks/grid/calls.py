@@ -74,7 +74,7 @@ def measure(seconds: float) -> dict[str, Any]:
 
 def table(seconds: float) -> str:
     """Return the times as text."""
-    watch = timing._Watch()
+    watch = timing.Watch()
     found = measure(seconds)
     taken = float(np.median([each[TAKE]["us"] for each in found.values() if TAKE in each]))
     lines = [f"{IDS} ids, dim {DIM}, {ROWS:,} rows, {timing.machine()['threads']} threads", ""]

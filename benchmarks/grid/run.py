@@ -127,7 +127,7 @@ def measure_cell(data: Data, work: Work, cell: Cell, seconds: float) -> dict[str
     ways = [way for way in work.ways if cell.ids * cell.dim <= way.most]
     seen = {way.name: check(work, way, batches[0], sample, str(cell)) for way in ways}
     del seen["sparsembed"]  # it may have compiled
-    watch = timing._Watch()
+    watch = timing.Watch()
     turns = take_turns(ways, batches, seconds, lambda way: counts(cell, way), seen)
     took = {"undisturbed": watch.undisturbed(), "seconds": round(time.perf_counter() - start, 2)}
     return cell._asdict() | described(cell, ways, turns) | took

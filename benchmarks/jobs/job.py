@@ -134,7 +134,7 @@ def measure(job: Job, log: Callable[[str], None]) -> tuple[list[dict[str, Any]],
     """Return the lines of the table, and the runs behind them."""
     rows, runs = [], []
     for threads in job.threads:
-        watch = timing._Watch()
+        watch = timing.Watch()
         found = run(job, threads, log)
         rows += described(job, threads, found, watch.undisturbed())
         engines = {tool.name: tool.engine for tool in job.tools}

@@ -58,16 +58,12 @@ class Missed:
         return self._contents.state, self.hyper, self.kernel(num_blocks)
 
 
-def missed(contents: Any) -> Missed | None:
-    """Return the missed steps up to the newest step; None if no row has missed any, for readers to be faster.
-
-    A table that all rows of which have never caught up at once has not missed a step before its first one either, but
-    readers of the other kind would be compiled for that one alone.
-    """
+def missed(contents: Any, writing: bool = False) -> Missed | None:
+    """Return the missed steps up to the newest step; None if there are none, but `writing` needs them then, too."""
     if contents.history is None:
         return None
-    history = contents.synced()
-    return Missed(contents) if history.newest or not history.start else None
+    concerns = contents.synced().concerns_readers
+    return Missed(contents) if writing or concerns else None
 
 
 def flush(contents: Any) -> None:

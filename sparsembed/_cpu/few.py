@@ -42,7 +42,7 @@ def lookup_few(contents: Any, ids: Any) -> Any:
             return None
         table, n = contents.table, rows.size
         history = contents.synced()
-        if not history.newest and history.start:  # no row has missed a step
+        if not history.concerns_readers:
             return gather_few(table.array, ids, table)
         known = prepared.prepared(contents, rows.dtype, n)
         if known is None:

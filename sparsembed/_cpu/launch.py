@@ -50,8 +50,6 @@ def update(
     if not len(rows.rows):
         contents.steps[0] += 1
         return
-    if contents.history is not None:
-        missed = Missed(contents)  # where no row has missed any, too
     arrays = (contents.state, contents.row_state, contents.steps)
     _update_rows(contents.table, *arrays, rows, grads, skip, like, missed, contents.limit)
 

@@ -89,7 +89,7 @@ def dot_loss(
     lines = table.fetch if missed is None else table.lines
     nothing = np.empty(0, dtype)
     nothing.flags.writeable = False
-    least, largest = (dtype.type(each) for each in ends_of(loss, dtype))
+    least, largest = loss.ends(dtype)
     # Contiguous vectors: each layout of an array compiles for seconds, and there is one version for each loss.
     bags = (block_size, table.read, place.ids, place.offsets, read_only(x), padding, lines, space, rows)
     how = (loss.scalars(dtype), nothing if labels is None else labels, least, largest)
@@ -102,15 +102,9 @@ def dot_loss(
     return total
 
 
-def ends_of(loss: Any, dtype: Any) -> tuple[float, float]:
-    """Return the least and the largest label that a loss allows, both finite."""
-    most = float(np.finfo(dtype).max)
-    return max(loss.labels[0], -most), min(loss.labels[1], most)
-
-
 def check_labels(labels: Array, ids: Array, padding: int, loss: Any) -> None:
     """Refuse labels that the loss does not allow, but for those of padding."""
-    least, largest = ends_of(loss, labels.dtype)
+    least, largest = loss.ends(labels.dtype)
     wrong = ~((labels >= least) & (labels <= largest)) & (ids != padding)
     if wrong.any():
         at = int(np.argmax(wrong))

@@ -143,7 +143,7 @@ class Missed:
         contents.where.history.gather(call.queue, *table, flat, out, hyper, like, call.status)
 
 
-def missed(contents: Any) -> Missed | None:
+def missed(contents: Any, writing: bool = False) -> Missed | None:
     """Return the `Missed` of a table; None if rows of its rule never miss a step."""
     if contents.history is None:
         return None

@@ -83,7 +83,7 @@ def dot_loss(
     losses, parts = queue.several(((num_bags,), np.float64), ((_PARTS,), np.float64))
     if num_bags:
         shift = np.int32(min((-(-len(place.ids) // num_bags) - 1).bit_length() if len(place.ids) else 0, 5))
-        least, largest = map(dtype.type, loss.labels)
+        least, largest = loss.ends(dtype)
         marks = (scores, None) if labels is None else (labels, PRESENT)  # a stand-in: every loss is typed with labels
         how = (*marks, shares, padding, least, largest, loss.scalars(dtype), scores, losses, dtype.type(0))
         blocks = queue.blocks(num_bags, cut.THREADS >> int(shift))

@@ -7,13 +7,13 @@ which loss's function to inline.
 import math
 from collections.abc import Callable
 from dataclasses import fields
-from hashlib import sha256
 from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .._cache import fingerprint, raises
+from .._cache import fingerprint
+from .._inlined import register
 from ..rules._rule import plain
 
 LOSSES: dict[type, type["Loss"]] = {}  # class of the named tuple -> loss
@@ -93,11 +93,7 @@ class Loss:
                 raise TypeError(f"{cls.__name__} defines {sorted(own)}, so it needs a Hyper class of its own")
             return  # inherits the function, and its compiled code
         _check_class(cls, hyper)
-        LOSSES[hyper] = cls
-        hyper.fingerprint = staticmethod(lambda: _fingerprint(cls))
-        # Numba names machine code after __name__, and two modules may both define a "MyHyper".
-        home = f"{hyper.__module__}.{hyper.__qualname__}"
-        hyper.__name__ = f"{hyper.__name__}_{sha256(home.encode()).hexdigest()[:8]}"
+        register(LOSSES, cls, "loss", _FUNCTIONS, _fingerprint)
 
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]
@@ -129,11 +125,13 @@ class Loss:
                 raise ValueError(f"{kind.__name__}.hyper must return numbers that {dtype} can hold, got {value!r}")
         return kind.Hyper(*map(dtype.type, given))
 
+    def ends(self, dtype: np.dtype[Any]) -> Any:
+        """Return the least and the largest label that are allowed, both finite, as scalars of a dtype."""
+        most = float(np.finfo(dtype).max)
+        return dtype.type(max(self.labels[0], -most)), dtype.type(min(self.labels[1], most))
+
 
 def _check_class(cls: type[Loss], hyper: type) -> None:
-    if hyper in LOSSES and LOSSES[hyper].__qualname__ != cls.__qualname__:
-        other = LOSSES[hyper].__name__
-        raise TypeError(f"{cls.__name__}.Hyper is already the Hyper of {other}; give each loss its own class")
     if not getattr(hyper, "_fields", ()):
         raise TypeError(f"{cls.__name__}.Hyper must be a NamedTuple with at least one field, such as `one: float`")
     if (cls.term is not None) + (cls.pair is not None) + cls._over_bags != 1:
@@ -144,19 +142,12 @@ def _check_class(cls: type[Loss], hyper: type) -> None:
     least, largest = _range_of(cls)
     if not least < largest:
         raise TypeError(f"{cls.__name__}.labels must be the least and the largest label, got {cls.labels!r}")
-    if hyper in LOSSES and _fingerprint(LOSSES[hyper]) != _fingerprint(cls):
-        raise TypeError(
-            f"{cls.__name__} has changed, and its Hyper has not; define Hyper again, too: its type is how a kernel "
-            "finds the loss"
-        )
 
 
 def _check_function(name: str, function: Any, takes: tuple[str, ...]) -> None:
     if not callable(function) or (found := tuple(signature(function).parameters)) != takes:
         its = f"({', '.join(found)})" if callable(function) else type(function).__name__
         raise TypeError(f"{name} must be a static function of ({', '.join(takes)}), in these names, got {its}")
-    if raises(function):
-        raise TypeError(f"{name} raises or asserts, which a kernel cannot; return NaN for what must not be")
 
 
 def _range_of(cls: type[Loss]) -> tuple[float, float]:

@@ -75,6 +75,15 @@ class History:
         self._stand: tuple[int, tuple[int, Array] | None] = (0, None)
         self.written = np.zeros(1, np.int64)  # the newest step that a compiled function has written
 
+    @property
+    def concerns_readers(self) -> bool:
+        """Whether readers of the table must ask for missed steps.
+
+        Not where no row has missed any.  A table whose rows have never caught up at once has not missed a step before
+        its first one either, but readers of the other kind would be compiled for that one alone.
+        """
+        return bool(self.newest or not self.start)
+
     def renewed(self, base: int, start: int) -> "History":
         """Return a new history of the same rule, at a step that every row has taken; functions and ages are shared."""
         other = object.__new__(type(self))

@@ -9,12 +9,12 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from hashlib import sha256
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .._cache import fingerprint, raises
+from .._cache import fingerprint
+from .._inlined import register
 from ._catch_up import PARTS, CatchUp, collect
 from ._history import History
 
@@ -125,13 +125,9 @@ class Rule(metaclass=RuleType):
             if own := _COMPILED & cls.__dict__.keys():
                 raise TypeError(f"{cls.__name__} defines {sorted(own)}, so it needs a Hyper class of its own")
             return  # inherits the functions, and their compiled code
-        _check_class(cls, hyper)
+        _check_class(cls)
         collect(cls)
-        RULES[hyper] = cls
-        hyper.fingerprint = staticmethod(lambda: _fingerprint(cls))
-        # Numba names machine code after __name__, and two modules may both define a "MyHyper".
-        home = f"{hyper.__module__}.{hyper.__qualname__}"
-        hyper.__name__ = f"{hyper.__name__}_{sha256(home.encode()).hexdigest()[:8]}"
+        register(RULES, cls, "rule", _COMPILED, _fingerprint)
 
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]
@@ -238,21 +234,13 @@ def check_betas(name: str, value: Any) -> None:
         check_number(name, beta, below=1.0)
 
 
-def _check_class(cls: type[Rule], hyper: type) -> None:
-    if hyper in RULES and RULES[hyper].__qualname__ != cls.__qualname__:
-        other = RULES[hyper].__name__
-        raise TypeError(f"{cls.__name__}.Hyper is already the Hyper of {other}; give each rule its own class")
+def _check_class(cls: type[Rule]) -> None:
     if wrong := sorted({*cls.squares} - {*cls.slots, *cls.row_slots}):
         raise TypeError(f"{cls.__name__}.squares names {wrong}, which are none of its slots and row_slots")
     if (cls.reduce is None) != (cls.row is None) or (cls.reduce_pair is None) != (cls.row_pair is None):
         raise TypeError(f"{cls.__name__} must define both reduce and row, or neither; or both of their pairs")
     if cls.row_slots and cls.row is None and cls.row_pair is None:
         raise TypeError(f"{cls.__name__} has row_slots, so it must define reduce and row")
-    for name in ("step", "reduce", "reduce_pair", "row", "row_pair", "gap", "catch_up"):
-        if raises(getattr(cls, name, None)):
-            raise TypeError(
-                f"{cls.__name__}.{name} raises or asserts, which a kernel cannot; return NaN for what must not be"
-            )
 
 
 def _fingerprint(cls: type[Rule]) -> str:

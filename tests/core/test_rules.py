@@ -490,3 +490,38 @@ def test_a_subclass_that_would_leave_out_an_option_is_refused():
     for option in ("momentum", "weight_decay", "touched_weight_decay"):
         with pytest.raises(TypeError, match="or give it a step of its own"):
             Other(0.1, **{option: 0.5})
+
+
+def ruled(hyper, step, **parts):
+    rule = {"Hyper": hyper, "step": staticmethod(step), "hyper": lambda self, step: (1.0,), "__qualname__": "Ruled"}
+    return type("Ruled", (se.rules.Rule,), rule | parts)
+
+
+def stays(w, g, s, a, hp):
+    return w, s
+
+
+def stays_behind(w, s, c, hp):
+    return w, s
+
+
+def test_rules_that_kernels_cannot_run_are_refused():
+    class RuledHyper(NamedTuple):
+        one: float
+
+    def strict_step(w, g, s, a, hp):
+        assert g == g
+        return w, s
+
+    def strict_gap(entries, first, newest, ages, reach, out, hp):
+        raise ValueError
+
+    with pytest.raises(TypeError, match="step raises or asserts"):
+        ruled(RuledHyper, strict_step)
+    moves = {"gap": staticmethod(strict_gap), "catch_up": staticmethod(stays_behind), "Gap": RuledHyper}
+    with pytest.raises(TypeError, match="gap raises or asserts"):
+        ruled(RuledHyper, stays, **moves)
+    ruled(RuledHyper, stays)
+    ruled(RuledHyper, stays)  # the same
+    with pytest.raises(TypeError, match="define Hyper again"):
+        ruled(RuledHyper, lambda w, g, s, a, hp: (w - g, s))
